@@ -1,0 +1,358 @@
+/* Espalier core: tensors, transformer operations, importance and distillation kernels, files, tokenizers.
+ *
+ * This header is the manual of the core and the only declaration of it: the build embeds its preprocessed text, and
+ * lua/espalier/ffi.lua binds exactly that text. The core knows nothing of Lua.
+ *
+ * Errors.    Every function that can fail returns int: 0 is success, negative is one of esp_status. The sentence is
+ *            esp_error(), thread-local, naming the operation, the argument, what came and what was wanted.
+ * Outputs    come first, inputs are const, scalars last. The caller allocates outputs; operations never allocate tensors.
+ * Names      ending in _acc add to their output; all others overwrite it.
+ * Letters    B batch, T positions (tokens of a row), N rows (tokens in all), C channels, V vocabulary, H query heads,
+ *            G key/value heads, D channels of a head.
+ * Counts     are int64_t. Indices count from 0.
+ */
+#ifndef ESPALIER_H
+#define ESPALIER_H
+
+#ifndef ESP_CDEF
+#include <stddef.h>
+#include <stdint.h>
+#endif
+
+/* ---- status ------------------------------------------------------------------------------------------------------ */
+
+enum esp_status {
+    ESP_OK = 0,
+    ESP_EARG = -1,    /* an argument that cannot be */
+    ESP_ESHAPE = -2,  /* shapes that do not fit each other */
+    ESP_EDTYPE = -3,  /* a dtype that the operation does not take */
+    ESP_EMEM = -4,    /* no memory, or the byte budget is spent */
+    ESP_EIO = -5,     /* the operating system refused (open, write, full disk ...) */
+    ESP_EFORMAT = -6, /* a file whose content is wrong */
+    ESP_ESTOP = -7    /* interrupted by esp_interrupt */
+};
+
+/* Text of the last error of this thread; "" if there was none. Valid until the next failing call of this thread. */
+const char *esp_error(void);
+
+/* ---- the process: threads, interruption, memory, clock -------------------------------------------------------------- */
+
+/* Sets the number of worker threads; only before the first parallel operation, afterwards an error unless n is what is set.
+ * Without a call: ESPALIER_THREADS, else the cores this process may run on. Results never depend on this number. */
+int esp_threads_set(int n);
+int esp_threads(void);
+
+/* Asks running operations to end with ESP_ESTOP at their next block (async-signal-safe); clear before going on. */
+void esp_interrupt(void);
+void esp_interrupt_clear(void);
+int esp_interrupted(void);
+
+/* Tensor bytes: live now, the highest so far, allocations that reached malloc. Freed blocks are cached for reuse and do not count
+ * as live. */
+int64_t esp_memory_live(void);
+int64_t esp_memory_peak(void);
+int64_t esp_memory_mallocs(void);
+/* Above `bytes` live, an allocation fails with ESP_EMEM; 0 is no limit. */
+void esp_memory_budget(int64_t bytes);
+/* Fails the n-th allocation from now, once (n = 1 is the next); 0 turns it off. For tests. */
+void esp_memory_fail_at(int64_t n);
+/* Gives cached blocks back to the system. */
+void esp_memory_trim(void);
+
+double esp_clock(void);            /* seconds, monotonic */
+int64_t esp_rss(void);             /* resident bytes of this process now */
+int64_t esp_rss_peak(void);        /* ... and at most */
+int64_t esp_memory_available(void);/* bytes this machine (or this cgroup) could still give */
+const char *esp_cpu_name(void);    /* model name of the processor */
+const char *esp_blas_core(void);   /* core type that OpenBLAS was opened with, e.g. "SkylakeX" */
+
+/* ---- tensors --------------------------------------------------------------------------------------------------------- */
+
+/* f64 holds statistics and the scalars of a training step; f16 is a storage format: copy() converts it, operations refuse it. */
+enum esp_dtype { ESP_F32 = 0, ESP_BF16 = 1, ESP_F16 = 2, ESP_I32 = 3, ESP_U8 = 4, ESP_F64 = 5 };
+
+enum { ESP_MAX_DIMS = 6 };
+
+/* A view (shape, strides, offset, counted in elements) of reference-counted bytes. */
+typedef struct esp_tensor esp_tensor;
+
+/* A new dense tensor; contents undefined. ndim 0 is a scalar. Errors: ESP_EARG (dims, overflow), ESP_EMEM. */
+int esp_tensor_new(esp_tensor **out, int dtype, int ndim, const int64_t *shape);
+/* Another view of the same bytes: offset in elements from the start of t. Strides of 0 repeat. Bounds are checked. */
+int esp_tensor_view(esp_tensor **out, const esp_tensor *t, int ndim, const int64_t *shape, const int64_t *stride, int64_t offset);
+/* Releases the bytes (the last view frees them); the header stays and any use of it is an error. May be called twice. */
+void esp_tensor_drop(esp_tensor *t);
+/* Drops, then frees the header. NULL is allowed. Only the owner of the header calls this, once. */
+void esp_tensor_free(esp_tensor *t);
+int esp_tensor_dtype(const esp_tensor *t);
+int esp_tensor_ndim(const esp_tensor *t);
+const int64_t *esp_tensor_shape(const esp_tensor *t);
+const int64_t *esp_tensor_stride(const esp_tensor *t);
+int64_t esp_tensor_count(const esp_tensor *t);       /* elements */
+/* Address of the first element; NULL with an error set if dropped. Read-only (mapped) tensors: do not write. */
+void *esp_tensor_data(const esp_tensor *t);
+int esp_tensor_readonly(const esp_tensor *t);        /* 1 if it views a mapped file */
+int64_t esp_dtype_size(int dtype);                   /* bytes of an element; -1 for an unknown dtype */
+
+/* ---- operations -------------------------------------------------------------------------------------------------------
+ *
+ * One list: name, parameters. It expands to the prototypes esp_NAME, to the table type of a backend, and to each backend's table.
+ * "rows" below means: last dimension dense, the others collapse to one row stride (a prefix slice of a dense tensor does).
+ * Float tensors are f32 unless the comment says more; "w" of linear, embedding and rmsnorm may be bf16 (arithmetic stays f32).
+ * Outputs must not overlap inputs unless the comment allows it.
+ */
+#define ESP_OPS(X) \
+    /* -- filling, copying, random numbers (any strides) -- */ \
+    /* y = value, any dtype */ \
+    X(fill, (esp_tensor *y, double value)) \
+    /* y = x, converting dtypes (round to nearest even; to i32 and u8: towards zero, saturating); same shape */ \
+    X(copy, (esp_tensor *y, const esp_tensor *x)) \
+    /* y[i] = uniform in [lo, hi) or normal, by Philox4x32-10: element i (in row-major order) of the sequence (seed, stream) */ \
+    X(uniform, (esp_tensor *y, double lo, double hi, uint64_t seed, uint64_t stream)) \
+    X(normal, (esp_tensor *y, double mean, double std, uint64_t seed, uint64_t stream)) \
+    /* y = x taken at index i32 [n] along axis: y.shape[axis] = n. x f32 or bf16, y of the same dtype; any strides */ \
+    X(index_select, (esp_tensor *y, const esp_tensor *x, const esp_tensor *index, int axis)) \
+    \
+    /* -- gemm.c: linear layers. x [..,I] rows, w [O,I], y [..,O] rows -- */ \
+    /* y = x w^T */ \
+    X(linear, (esp_tensor *y, const esp_tensor *x, const esp_tensor *w)) \
+    /* dx = dy w, dx += dy w */ \
+    X(linear_dx, (esp_tensor *dx, const esp_tensor *dy, const esp_tensor *w)) \
+    X(linear_dx_acc, (esp_tensor *dx, const esp_tensor *dy, const esp_tensor *w)) \
+    /* dw = dy^T x, dw += dy^T x */ \
+    X(linear_dw, (esp_tensor *dw, const esp_tensor *dy, const esp_tensor *x)) \
+    X(linear_dw_acc, (esp_tensor *dw, const esp_tensor *dy, const esp_tensor *x)) \
+    \
+    /* -- norm.c -- */ \
+    /* y[N,C] = x[N,C] * rstd[N] * w[C], rstd = 1/sqrt(mean(x^2) + eps); rstd (or NULL) is kept for backward */ \
+    X(rmsnorm, (esp_tensor *y, esp_tensor *rstd, const esp_tensor *x, const esp_tensor *w, double eps)) \
+    /* dx[N,C], dw[C] from dy[N,C]; dw may be NULL */ \
+    X(rmsnorm_backward, (esp_tensor *dx, esp_tensor *dw, const esp_tensor *dy, const esp_tensor *x, const esp_tensor *w, \
+                         const esp_tensor *rstd)) \
+    \
+    /* -- rope.c: rotary embedding, rotate-half order (channel c turns with c + D/2) -- */ \
+    /* (rope and attention: last dimension dense, any strides before it) \
+     * y[B,T,H,D] = x turned by the angles of table rows 0..T-1: cos, sin [>=T, D/2]; inverse = 1 turns back (the gradient). y may be x */ \
+    X(rope, (esp_tensor *y, const esp_tensor *x, const esp_tensor *cos, const esp_tensor *sin, int inverse)) \
+    \
+    /* -- attention.c: causal attention with grouped queries, tiled with online softmax; no [T,T] matrix is kept -- */ \
+    /* o[B,T,H,D], lse[B,H,T] from q[B,T,H,D], k and v[B,S,G,D], S >= T: query t stands at position S-T+t and sees keys j with \
+     * first[b,t] <= j <= S-T+t; first i32 [B,T] or NULL (0): where the document of the query begins. Head h reads group h/(H/G). \
+     * lse may be NULL. scale multiplies q.k */ \
+    X(attention, (esp_tensor *o, esp_tensor *lse, const esp_tensor *q, const esp_tensor *k, const esp_tensor *v, \
+                  const esp_tensor *first, double scale)) \
+    /* dq, dk, dv from dout and what forward read and wrote; probabilities are computed again tile by tile. S = T */ \
+    X(attention_backward, (esp_tensor *dq, esp_tensor *dk, esp_tensor *dv, const esp_tensor *dout, const esp_tensor *q, \
+                           const esp_tensor *k, const esp_tensor *v, const esp_tensor *o, const esp_tensor *lse, \
+                           const esp_tensor *first, double scale)) \
+    \
+    /* -- activation.c: rows -- */ \
+    /* y = silu(gate) * up, silu(x) = x / (1 + exp(-x)) */ \
+    X(silu_gate, (esp_tensor *y, const esp_tensor *gate, const esp_tensor *up)) \
+    X(silu_gate_backward, (esp_tensor *dgate, esp_tensor *dup, const esp_tensor *dy, const esp_tensor *gate, const esp_tensor *up)) \
+    \
+    /* -- embedding.c: ids i32 [..], y [..,C] rows, w [V,C]; an id outside 0..V-1 is an error that names it -- */ \
+    X(embedding, (esp_tensor *y, const esp_tensor *w, const esp_tensor *ids)) \
+    X(embedding_dw_acc, (esp_tensor *dw, const esp_tensor *dy, const esp_tensor *ids)) \
+    \
+    /* -- softmax.c: over the last dimension, rows -- */ \
+    X(softmax, (esp_tensor *y, const esp_tensor *x)) \
+    X(log_softmax, (esp_tensor *y, const esp_tensor *x)) \
+    /* dx = dy - exp(y) * sum(dy) */ \
+    X(log_softmax_backward, (esp_tensor *dx, const esp_tensor *dy, const esp_tensor *y)) \
+    /* loss[N] = weight[n] * -log softmax(s[n])[target[n]]; ds (or NULL) = its gradient by s. target i32 [N], -1 is left out (loss 0, ds 0); \
+     * weight [N]. ds may be s. _acc adds to ds, loss is still overwritten */ \
+    X(cross_entropy, (esp_tensor *loss, esp_tensor *ds, const esp_tensor *s, const esp_tensor *target, const esp_tensor *weight)) \
+    X(cross_entropy_acc, (esp_tensor *loss, esp_tensor *ds, const esp_tensor *s, const esp_tensor *target, const esp_tensor *weight)) \
+    \
+    /* -- distill.c -- */ \
+    /* loss[N] = weight[n] * KL(softmax(t[n]/tau) || softmax(s[n]/tau)); ds (or NULL) = its gradient by s = weight/tau * (q - p). \
+     * s, t [N,V] logits. ds may be s. No tau^2 factor (Minitron, 2407.14679 section 3). _acc adds to ds */ \
+    X(kl, (esp_tensor *loss, esp_tensor *ds, const esp_tensor *s, const esp_tensor *t, const esp_tensor *weight, double tau)) \
+    X(kl_acc, (esp_tensor *loss, esp_tensor *ds, const esp_tensor *s, const esp_tensor *t, const esp_tensor *weight, double tau)) \
+    \
+    /* -- elementwise.c: any strides (0 repeats), all arguments of one shape, f32; y may be an input -- */ \
+    X(add, (esp_tensor *y, const esp_tensor *a, const esp_tensor *b)) \
+    X(sub, (esp_tensor *y, const esp_tensor *a, const esp_tensor *b)) \
+    X(mul, (esp_tensor *y, const esp_tensor *a, const esp_tensor *b)) \
+    X(div, (esp_tensor *y, const esp_tensor *a, const esp_tensor *b)) \
+    X(pow, (esp_tensor *y, const esp_tensor *a, const esp_tensor *b)) \
+    X(maximum, (esp_tensor *y, const esp_tensor *a, const esp_tensor *b)) \
+    /* y = a < b ? 1 : 0; NaN gives 0 */ \
+    X(less, (esp_tensor *y, const esp_tensor *a, const esp_tensor *b)) \
+    /* y = cond != 0 ? a : b */ \
+    X(where, (esp_tensor *y, const esp_tensor *cond, const esp_tensor *a, const esp_tensor *b)) \
+    X(exp, (esp_tensor *y, const esp_tensor *x)) \
+    X(log, (esp_tensor *y, const esp_tensor *x)) \
+    X(sqrt, (esp_tensor *y, const esp_tensor *x)) \
+    X(abs, (esp_tensor *y, const esp_tensor *x)) \
+    /* y = alpha * x + beta */ \
+    X(affine, (esp_tensor *y, const esp_tensor *x, double alpha, double beta)) \
+    /* y += alpha * x */ \
+    X(scaled_acc, (esp_tensor *y, const esp_tensor *x, double alpha)) \
+    \
+    /* -- reduce.c: sums in f64, in an order that depends on the shape alone; x any strides, f32 (sum: f64 too) -- */ \
+    /* y = sum of x over axis; y has x's shape without axis, x's dtype */ \
+    X(sum, (esp_tensor *y, const esp_tensor *x, int axis)) \
+    /* y = largest of x along axis, index i32 (or NULL) where it first stands; NaN is largest */ \
+    X(max, (esp_tensor *y, esp_tensor *index, const esp_tensor *x, int axis)) \
+    /* y = sqrt(sum of x^2 over axis); dx = dy * x / y, 0 where y = 0 */ \
+    X(norm, (esp_tensor *y, const esp_tensor *x, int axis)) \
+    X(norm_backward, (esp_tensor *dx, const esp_tensor *dy, const esp_tensor *x, const esp_tensor *y, int axis)) \
+    /* y[..,K] = x[..,index[..,K]] along the last dimension; an index outside is an error. scatter_acc: dx[..,index] += dy */ \
+    X(gather, (esp_tensor *y, const esp_tensor *x, const esp_tensor *index)) \
+    X(scatter_acc, (esp_tensor *dx, const esp_tensor *dy, const esp_tensor *index)) \
+    /* the K largest of the last dimension, descending, ties to the lower index: y[..,K], index i32 [..,K] */ \
+    X(topk, (esp_tensor *y, esp_tensor *index, const esp_tensor *x)) \
+    /* index i32 that sorts the last dimension; stable; NaN last; x f32 or f64 */ \
+    X(argsort, (esp_tensor *index, const esp_tensor *x, int descending)) \
+    /* total (f64, 0-d) += sum of x, or of x^2; x f32, any shape */ \
+    X(total_acc, (esp_tensor *total, const esp_tensor *x)) \
+    X(sumsq_acc, (esp_tensor *total, const esp_tensor *x)) \
+    \
+    /* -- optim.c: the scalars of a step are f64 0-d tensors -- */ \
+    /* factor = min(1, max_norm / (sqrt(sumsq) + 1e-6)); 1 where max_norm is 0 */ \
+    X(clip_factor, (esp_tensor *factor, const esp_tensor *sumsq, double max_norm)) \
+    /* AdamW (1711.05101), decoupled decay: g' = factor g; m = b1 m + (1-b1) g'; v = b2 v + (1-b2) g'^2; \
+     * p = p (1 - lr decay) - lr (m / (1 - b1^step)) / (sqrt(v / (1 - b2^step)) + eps). p, m, v f32 dense, step counts from 1 */ \
+    X(adamw, (esp_tensor *p, esp_tensor *m, esp_tensor *v, const esp_tensor *g, const esp_tensor *lr, const esp_tensor *step, \
+              const esp_tensor *factor, double beta1, double beta2, double eps, double decay)) \
+    \
+    /* -- importance.c: statistics f64, added up -- */ \
+    /* stats[7,C] += over rows b of x[B,T,C]: sum and sum of squares of mean_t |x|; of sqrt(sum_t x^2); of var_t x (population); \
+     * then the sum of x over all tokens. From these come the nine batch x seq aggregations (2407.14679 section 2.2) */ \
+    X(channel_stats_acc, (esp_tensor *stats, const esp_tensor *x)) \
+    /* total (0-d) += sum over rows n of cos(a[n], b[n]), a and b [..,C] rows; a row of zeros has cos 0 */ \
+    X(cosine_acc, (esp_tensor *total, const esp_tensor *a, const esp_tensor *b))
+
+#define ESP_PROTOTYPE(name, params) int esp_##name params;
+ESP_OPS(ESP_PROTOTYPE)
+#undef ESP_PROTOTYPE
+
+/* ---- files --------------------------------------------------------------------------------------------------------------- */
+
+/* A file that appears whole or not at all: written beside its name, synced, renamed, folder synced. */
+typedef struct esp_writer esp_writer;
+int esp_writer_open(esp_writer **out, const char *path);
+int esp_writer_write(esp_writer *w, const void *data, int64_t bytes);
+int esp_writer_publish(esp_writer *w);               /* sync, rename, sync folder; frees w, also on error (then nothing is left behind) */
+void esp_writer_abandon(esp_writer *w);              /* removes what was written and frees w; NULL is allowed */
+
+/* Whole content of a regular file up to max_bytes (0: 1 GiB); *data ends with a NUL not counted in *bytes; free with esp_buffer_free. */
+int esp_file_read(char **data, int64_t *bytes, const char *path, int64_t max_bytes);
+void esp_buffer_free(void *data);
+/* kind: 0 nothing there, 1 regular file, 2 folder, 3 other. bytes and mtime (seconds) may be NULL. */
+int esp_file_stat(const char *path, int *kind, int64_t *bytes, double *mtime);
+int esp_folder_make(const char *path);               /* with parents; an existing folder is fine */
+/* Names in a folder, sorted, each ended by a newline, without . and .. ; free with esp_buffer_free. */
+int esp_folder_list(char **names, int64_t *bytes, const char *path);
+int esp_file_remove(const char *path);               /* a file, or a folder with all in it; nothing there is fine */
+int esp_file_rename(const char *from, const char *to); /* files or folders; replaces a file or an empty folder; syncs both folders */
+int esp_file_link_or_copy(const char *from, const char *to);
+int esp_path_real(char **path, const char *from);    /* absolute, links followed; free with esp_buffer_free */
+/* XXH3 128-bit hash as 32 hex digits + NUL in hex[33]. */
+int esp_hash(char *hex, const void *data, int64_t bytes);
+int esp_hash_file(char *hex, const char *path);
+
+/* The append-only journal of a run: records of bytes, each with length and checksum. Opening for append cuts off a torn last record. */
+typedef struct esp_journal esp_journal;
+int esp_journal_open(esp_journal **out, const char *path);   /* also takes a lock: a second writer is refused with the first one's pid */
+int esp_journal_append(esp_journal *j, const void *data, int64_t bytes, int sync);
+int esp_journal_close(esp_journal *j);
+/* All whole records of a journal, as {int64 bytes, data} pairs one after another; free with esp_buffer_free. torn: bytes left out at the end. */
+int esp_journal_read(char **data, int64_t *bytes, int64_t *torn, const char *path);
+
+/* An exclusive lock on a path (created if missing), held until released or the process ends; refused with the holder's pid. */
+typedef struct esp_lock esp_lock;
+int esp_lock_take(esp_lock **out, const char *path);
+void esp_lock_release(esp_lock *l);
+
+/* ---- child processes ---------------------------------------------------------------------------------------------------------- */
+
+/* Starts argv (NULL-ended; argv[0] is a path) with stdout and stderr appended to `output` (NULL: inherited), stdin empty. */
+int esp_process_start(int *pid, const char *const *argv, const char *output);
+/* running = 1, or 0 with the exit code (128 + signal number where one ended it). */
+int esp_process_poll(int pid, int *running, int *code);
+int esp_process_signal(int pid, int signal);
+int esp_process_id(void);
+int esp_sleep(double seconds);                       /* returns early with ESP_ESTOP when interrupted */
+int esp_is_terminal(int fd);
+int esp_terminal_width(void);                        /* columns of stdout; 80 where it is no terminal */
+
+/* ---- JSON (yajl) ---------------------------------------------------------------------------------------------------------- */
+
+/* A parsed text as a flat list of events in document order. Duplicate keys, NaN, comments, bad UTF-8, more than 256 levels are
+ * errors with line and column; `name` stands in the message. */
+typedef struct esp_json esp_json;
+enum esp_json_kind {
+    ESP_JSON_NULL = 0, ESP_JSON_BOOL, ESP_JSON_INT, ESP_JSON_FLOAT, ESP_JSON_STRING, ESP_JSON_KEY,
+    ESP_JSON_OBJECT, ESP_JSON_OBJECT_END, ESP_JSON_ARRAY, ESP_JSON_ARRAY_END
+};
+typedef struct esp_json_event {
+    int kind;
+    int flag;            /* BOOL: 0 or 1 */
+    double number;       /* INT and FLOAT */
+    const char *text;    /* STRING, KEY: UTF-8, `bytes` long; INT, FLOAT: the digits as they stood */
+    int64_t bytes;
+} esp_json_event;
+int esp_json_parse(esp_json **out, const char *text, int64_t bytes, const char *name);
+int64_t esp_json_count(const esp_json *j);
+const esp_json_event *esp_json_events(const esp_json *j);
+void esp_json_free(esp_json *j);
+
+/* ---- safetensors ------------------------------------------------------------------------------------------------------------ */
+
+/* A mapped file whose whole header has been checked (offsets contiguous from 0, sizes equal dtype x shape, nothing after the last byte,
+ * names unique). Tensors are read-only views that keep the mapping alive. */
+typedef struct esp_safetensors esp_safetensors;
+int esp_safetensors_open(esp_safetensors **out, const char *path);
+int64_t esp_safetensors_count(const esp_safetensors *s);
+const char *esp_safetensors_name(const esp_safetensors *s, int64_t i);
+const char *esp_safetensors_dtype(const esp_safetensors *s, int64_t i);    /* as in the file: "F32", "BF16" ... */
+int esp_safetensors_ndim(const esp_safetensors *s, int64_t i);
+const int64_t *esp_safetensors_shape(const esp_safetensors *s, int64_t i);
+/* F32, BF16, F16, I32, U8 and F64 as they are (mapped where aligned, else copied); I64 becomes i32 where every value fits (else an error); other dtypes are refused. */
+int esp_safetensors_tensor(esp_tensor **out, const esp_safetensors *s, int64_t i);
+int64_t esp_safetensors_metadata_count(const esp_safetensors *s);
+int esp_safetensors_metadata(const esp_safetensors *s, int64_t i, const char **key, const char **value);
+void esp_safetensors_close(esp_safetensors *s);
+/* Writes tensors (any strides, written dense in the order given) whole or not at all; f32, bf16, f16, i32, u8, f64. metadata: keys and values by turns. */
+int esp_safetensors_write(const char *path, int64_t count, const char *const *names, const esp_tensor *const *tensors,
+                          int64_t metadata_count, const char *const *metadata);
+
+/* ---- tokenizers -------------------------------------------------------------------------------------------------------------- */
+
+typedef struct esp_tokenizer esp_tokenizer;
+/* kind is found from name and content: sentencepiece .model, llama2.c .bin, tokenizer.json. vocab: rows of a llama2.c .bin (it does not store
+ * their number; 0 otherwise). */
+int esp_tokenizer_load(esp_tokenizer **out, const char *path, int64_t vocab);
+void esp_tokenizer_free(esp_tokenizer *t);
+int64_t esp_tokenizer_vocab(const esp_tokenizer *t);                 /* ids are 0..vocab-1 */
+const char *esp_tokenizer_kind(const esp_tokenizer *t);              /* "sentencepiece", "llama2c", "byte-level BPE", "byte-fallback BPE" */
+int esp_tokenizer_special(const esp_tokenizer *t, const char *name); /* id of "bos", "eos", "unk", "pad"; -1 if there is none */
+/* The piece of an id as stored (bytes in *bytes), NULL outside the vocabulary. */
+const char *esp_tokenizer_piece(const esp_tokenizer *t, int32_t id, int64_t *bytes);
+int32_t esp_tokenizer_id(const esp_tokenizer *t, const char *piece, int64_t bytes);  /* -1 if there is none */
+/* ids of a text, no BOS added; special = 1 lets added special tokens in the text be found. Free with esp_buffer_free. */
+int esp_tokenizer_encode(int32_t **ids, int64_t *count, const esp_tokenizer *t, const char *text, int64_t bytes, int special);
+/* Text of ids; special = 0 leaves out control tokens. first = 1: a text begins here (sentencepiece then drops the dummy space). Free with esp_buffer_free. */
+int esp_tokenizer_decode(char **text, int64_t *bytes, const esp_tokenizer *t, const int32_t *ids, int64_t count, int special, int first);
+
+/* ---- HDF5 (in libespalier-hdf5, loaded when first needed) ------------------------------------------------------------------------ */
+
+typedef struct esp_h5 esp_h5;
+/* A new file, written beside its name; it appears on publish. Each dataset carries its XXH3 in the attribute "xxh3". */
+int esp_h5_create(esp_h5 **out, const char *path);
+/* A dataset at "group/name" (groups are made), dense, of the tensor's shape; bf16 and f16 are stored as u16 with the attribute "dtype". */
+int esp_h5_write(esp_h5 *f, const char *name, const esp_tensor *t);
+int esp_h5_write_text(esp_h5 *f, const char *name, const char *text, int64_t bytes);
+int esp_h5_publish(esp_h5 *f);                       /* frees f, also on error (then nothing is left behind) */
+/* An existing file, read-only. Reading a dataset checks its xxh3 where it has one. */
+int esp_h5_open(esp_h5 **out, const char *path);
+int esp_h5_names(char **names, int64_t *bytes, esp_h5 *f);           /* every dataset's full name, sorted, newline-ended; esp_buffer_free */
+int esp_h5_read(esp_tensor **out, esp_h5 *f, const char *name);      /* i64 becomes f64 (exact below 2^53, else an error); u16 without attribute becomes i32 */
+int esp_h5_read_text(char **text, int64_t *bytes, esp_h5 *f, const char *name);
+void esp_h5_close(esp_h5 *f);                        /* closes; a file not published is removed; NULL is allowed */
+const char *esp_h5_error(void);                      /* text of the last error of this section's functions */
+
+#endif

@@ -1,0 +1,56 @@
+/* Scalar maths shared by kernels on every device. Branch-free, so that loops over them vectorise. */
+#ifndef ESP_FORMULA_H
+#define ESP_FORMULA_H
+
+#include <stdint.h>
+#include <string.h>
+
+/* exp(x) within 2 units in the last place. x is clamped to [-87.3, 88.7]: below comes 1.2e-38 and not 0, above comes 3.3e38 and not
+ * infinity; NaN stays NaN. Range reduction by log 2 in two parts, then a polynomial of degree 6 (Cephes expf). */
+static inline float esp_expf(float x)
+{
+    float y = x < -87.3f ? -87.3f : x;
+    y = y > 88.7f ? 88.7f : y;
+    /* Adding 1.5 * 2^23 rounds to the nearest integer and leaves it in the low bits. */
+    const float magic = 12582912.0f;
+    float r = y * 1.44269504088896341f + magic;
+    float n = r - magic;
+    float f = y - n * 0.693359375f;
+    f = f + n * 2.12194440e-4f;
+    float p = 1.9875691500e-4f;
+    p = p * f + 1.3981999507e-3f;
+    p = p * f + 8.3334519073e-3f;
+    p = p * f + 4.1665795894e-2f;
+    p = p * f + 1.6666665459e-1f;
+    p = p * f + 5.0000001201e-1f;
+    p = p * f * f + f + 1.0f;
+    int32_t bits;
+    memcpy(&bits, &r, 4);
+    /* 2^128 is out of range, so the power of two goes in in two halves. */
+    int32_t e = bits - 0x4b400000;
+    int32_t half = e >> 1, rest = e - half;
+    int32_t a = (half + 127) << 23, b = (rest + 127) << 23;
+    float fa, fb;
+    memcpy(&fa, &a, 4);
+    memcpy(&fb, &b, 4);
+    return p * fa * fb;
+}
+
+/* 1 / (1 + exp(-x)) */
+static inline float esp_sigmoid(float x)
+{
+    return 1.0f / (1.0f + esp_expf(-x));
+}
+
+/* silu(x) = x / (1 + exp(-x)) (1606.08415), and its derivative */
+static inline float esp_silu(float x)
+{
+    return x * esp_sigmoid(x);
+}
+static inline float esp_silu_slope(float x)
+{
+    float s = esp_sigmoid(x);
+    return s * (1.0f + x * (1.0f - s));
+}
+
+#endif

@@ -1,0 +1,31 @@
+/* The seam between an operation and the device it runs on.
+ *
+ * core/ops/FAMILY.c holds esp_NAME, which checks every argument and then calls the table of the device, and esp_cpu_NAME, the CPU kernel,
+ * which may rely on those checks. A missing CPU kernel is a link error. */
+#ifndef ESP_BACKEND_H
+#define ESP_BACKEND_H
+
+#include "../tensor/tensor.h"
+
+typedef struct esp_backend {
+    const char *name;
+#define ESP_FIELD(name, params) int (*name) params;
+    ESP_OPS(ESP_FIELD)
+#undef ESP_FIELD
+} esp_backend;
+
+#define ESP_CPU_PROTOTYPE(name, params) int esp_cpu_##name params;
+ESP_OPS(ESP_CPU_PROTOTYPE)
+#undef ESP_CPU_PROTOTYPE
+
+/* The table that serves a tensor's device. */
+const esp_backend *esp_backend_of(const esp_tensor *t);
+
+/* Single-threaded matrix product on blocks, for use inside tasks of the pool (gemm.c): C[m,n] (+)= alpha op(A) op(B), row-major, f32; ta, tb: transposed.
+ * beta is 0 or 1. lda, ldb, ldc are row strides of the stored matrices. */
+void esp_gemm_block(int ta, int tb, int64_t m, int64_t n, int64_t k, float alpha, const float *a, int64_t lda, const float *b, int64_t ldb,
+                    float beta, float *c, int64_t ldc);
+/* Opens the BLAS library (once); every op that calls esp_gemm_block calls this first, outside tasks. */
+int esp_gemm_open(void);
+
+#endif
