@@ -1,0 +1,173 @@
+/* The one allocator door: blocks by size class, kept for reuse when freed, so that a training step in its steady state never reaches
+ * malloc. Classes are eight to an octave: at most an eighth of a block is unused.
+ *
+ * Each block is preceded by a header of 64 bytes that keeps the data aligned to cache lines and vector registers. */
+#include <pthread.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base.h"
+
+enum { ALIGN = 64, STEPS = 8, CLASSES = 48 * STEPS };
+
+typedef struct block {
+    struct block *next;       /* in its free list */
+    int64_t bytes;            /* of the data */
+    int class;
+} block;
+
+_Static_assert(sizeof(block) <= ALIGN, "the header of a block must fit before the aligned data");
+
+static struct {
+    pthread_mutex_t lock;
+    block *free[CLASSES];
+    int64_t live, peak, mallocs, budget, fail_at;
+} door = {.lock = PTHREAD_MUTEX_INITIALIZER};
+
+/* The class of a size and the size that the class gives: (8 + s) / 8 * 2^o * ALIGN. */
+static int class_of(int64_t bytes, int64_t *size)
+{
+    int64_t units = bytes <= ALIGN ? 1 : esp_ceil_div(bytes, ALIGN);
+    int octave = 63 - __builtin_clzll((unsigned long long)units);
+    int64_t step = (int64_t)1 << (octave > 3 ? octave - 3 : 0);
+    int64_t base = (int64_t)1 << octave;
+    int64_t steps = esp_ceil_div(units - base, step);
+    if (base + steps * step >= 2 * base) {
+        octave++;
+        *size = 2 * base * ALIGN;
+        return octave * STEPS;
+    }
+    *size = (base + steps * step) * ALIGN;
+    return octave * STEPS + (int)steps;
+}
+
+static void *data_of(block *b) { return (char *)b + ALIGN; }
+static block *block_of(void *data) { return (block *)(void *)((char *)data - ALIGN); }
+
+static void trim_locked(void)
+{
+    for (int c = 0; c < CLASSES; c++) {
+        while (door.free[c]) {
+            block *b = door.free[c];
+            door.free[c] = b->next;
+            free(b);
+        }
+    }
+}
+
+/* A block of the class, from its list or the system; NULL where there is none. */
+static block *take_locked(int class, int64_t size)
+{
+    block *b = door.free[class];
+    if (b) {
+        door.free[class] = b->next;
+        return b;
+    }
+    void *raw = NULL;
+    if (posix_memalign(&raw, ALIGN, (size_t)(size + ALIGN)) != 0) {
+        trim_locked();
+        if (posix_memalign(&raw, ALIGN, (size_t)(size + ALIGN)) != 0) return NULL;
+    }
+    door.mallocs++;
+    b = raw;
+    b->bytes = size;
+    b->class = class;
+    return b;
+}
+
+void *esp_malloc(int64_t bytes)
+{
+    /* Half of the address space is no block, and the sums above must not overflow. */
+    if (bytes < 0 || bytes > ((int64_t)1 << 46)) {
+        esp_fail(ESP_EMEM, "memory: a block of %lld bytes cannot be had", (long long)bytes);
+        return NULL;
+    }
+    int64_t size;
+    int class = class_of(bytes, &size);
+    pthread_mutex_lock(&door.lock);
+    block *b = NULL;
+    if (door.fail_at > 0 && --door.fail_at == 0) {
+        esp_fail(ESP_EMEM, "memory: the allocation of %lld bytes failed as a test asked", (long long)bytes);
+    } else if (door.budget > 0 && door.live + size > door.budget) {
+        esp_fail(ESP_EMEM, "memory: %lld bytes wanted, %lld of the budget of %lld are in use", (long long)bytes,
+                 (long long)door.live, (long long)door.budget);
+    } else if (!(b = take_locked(class, size))) {
+        esp_fail(ESP_EMEM, "memory: the system has no %lld bytes (%lld in use)", (long long)bytes, (long long)door.live);
+    } else {
+        door.live += size;
+        if (door.live > door.peak) door.peak = door.live;
+    }
+    pthread_mutex_unlock(&door.lock);
+    return b ? data_of(b) : NULL;
+}
+
+void *esp_calloc(int64_t bytes)
+{
+    void *data = esp_malloc(bytes);
+    if (data) memset(data, 0, (size_t)bytes);
+    return data;
+}
+
+void *esp_realloc(void *data, int64_t bytes)
+{
+    if (!data) return esp_malloc(bytes);
+    block *b = block_of(data);
+    if (bytes <= b->bytes) return data;
+    /* Half as much again, so that a buffer grown bit by bit is copied a logarithmic number of times. */
+    int64_t roomy = b->bytes + b->bytes / 2;
+    void *fresh = esp_malloc(bytes > roomy ? bytes : roomy);
+    if (!fresh) return NULL;
+    memcpy(fresh, data, (size_t)b->bytes);
+    esp_free(data);
+    return fresh;
+}
+
+void esp_free(void *data)
+{
+    if (!data) return;
+    block *b = block_of(data);
+    pthread_mutex_lock(&door.lock);
+    door.live -= b->bytes;
+    b->next = door.free[b->class];
+    door.free[b->class] = b;
+    pthread_mutex_unlock(&door.lock);
+}
+
+/* One read or change of the counters under the lock. */
+#define LOCKED(statement) do { pthread_mutex_lock(&door.lock); statement; pthread_mutex_unlock(&door.lock); } while (0)
+
+int64_t esp_memory_live(void)
+{
+    int64_t n;
+    LOCKED(n = door.live);
+    return n;
+}
+
+int64_t esp_memory_peak(void)
+{
+    int64_t n;
+    LOCKED(n = door.peak);
+    return n;
+}
+
+int64_t esp_memory_mallocs(void)
+{
+    int64_t n;
+    LOCKED(n = door.mallocs);
+    return n;
+}
+
+void esp_memory_budget(int64_t bytes)
+{
+    LOCKED(door.budget = bytes);
+}
+
+void esp_memory_fail_at(int64_t n)
+{
+    LOCKED(door.fail_at = n);
+}
+
+void esp_memory_trim(void)
+{
+    LOCKED(trim_locked());
+}
