@@ -35,6 +35,13 @@ enum esp_status {
 /* Text of the last error of this thread; "" if there was none. Valid until the next failing call of this thread. */
 const char *esp_error(void);
 
+/* ---- the library itself ------------------------------------------------------------------------------------------ */
+
+const char *esp_header(void);       /* this header as the build preprocessed it: the text that a binding binds */
+const char *esp_checksum(void);     /* of that text; the HDF5 library must carry the same */
+const char *esp_op_names(void);     /* names of ESP_OPS, each ended by a newline */
+const char *esp_library_path(void); /* the file that this library was loaded from */
+
 /* ---- the process: threads, interruption, memory, clock -------------------------------------------------------------- */
 
 /* Sets the number of worker threads; only before the first parallel operation, afterwards an error unless n is what is set.
@@ -341,6 +348,7 @@ int esp_tokenizer_decode(char **text, int64_t *bytes, const esp_tokenizer *t, co
 /* ---- HDF5 (in libespalier-hdf5, loaded when first needed) ------------------------------------------------------------------------ */
 
 typedef struct esp_h5 esp_h5;
+const char *esp_h5_checksum(void);                   /* of the header that this library was built with */
 /* A new file, written beside its name; it appears on publish. Each dataset carries its XXH3 in the attribute "xxh3". */
 int esp_h5_create(esp_h5 **out, const char *path);
 /* A dataset at "group/name" (groups are made), dense, of the tensor's shape; bf16 and f16 are stored as u16 with the attribute "dtype". */
