@@ -1,0 +1,416 @@
+--- Tensors: shapes, views, numbers in and out. No gradients here (tape.lua, grad.lua, ops.lua add them).
+--
+-- A tensor is a Lua table { c = handle of the core, shape, dtype }. Axes and indices count from 0, a negative axis from the end.
+
+local core = require "espalier.ffi"
+local fail = require "espalier.fail"
+
+local C, ops = core.C, core.ops
+
+local M = {}
+local Tensor = {}
+Tensor.__index = Tensor
+--- The methods of every tensor; ops.lua adds to it.
+M.Tensor = Tensor
+
+local code_of = { f32 = 0, bf16 = 1, f16 = 2, i32 = 3, u8 = 4, f64 = 5 }
+local name_of = { [0] = "f32", "bf16", "f16", "i32", "u8", "f64" }
+local ctype_of = { f32 = "float *", bf16 = "uint16_t *", f16 = "uint16_t *", i32 = "int32_t *", u8 = "uint8_t *", f64 = "double *" }
+
+local handle = core.typeof "esp_tensor *[1]"
+local dims = core.typeof "int64_t[?]"
+
+--- Called with each new tensor (set by tape.lua for esp.scope).
+M.on_new = nil
+
+function M.is(x)
+  return getmetatable(x) == Tensor
+end
+
+local function wrap(c, shape, dtype)
+  local t = setmetatable({ c = core.gc(c, C.esp_tensor_free), shape = shape, dtype = dtype }, Tensor)
+  if M.on_new then M.on_new(t) end
+  return t
+end
+
+--- A tensor around a handle of the core, which it then owns.
+function M.wrap(c)
+  local shape, from = {}, C.esp_tensor_shape(c)
+  for d = 1, C.esp_tensor_ndim(c) do shape[d] = tonumber(from[d - 1]) end
+  return wrap(c, shape, name_of[C.esp_tensor_dtype(c)])
+end
+
+-- The collector cannot see the bytes of tensors: it is run when they have doubled since it last ran.
+local collect_above = 2 ^ 28
+
+local function collected()
+  collectgarbage()
+  collect_above = math.max(2 ^ 28, 2 * tonumber(C.esp_memory_live()))
+end
+
+local function dims_of(shape, what)
+  local n = #shape
+  local array = dims(math.max(n, 1))
+  for d = 1, n do
+    local size = shape[d]
+    if type(size) ~= "number" or size ~= math.floor(size) or size < 0 or size > 2 ^ 52 then
+      fail("%s: dimension %d is %s, want a whole number from 0", what, d - 1, tostring(size))
+    end
+    array[d - 1] = size
+  end
+  return array, n
+end
+
+local function dtype_code(dtype, what)
+  return code_of[dtype] or fail("%s: unknown dtype '%s', want f32, bf16, f16, i32, u8 or f64", what, tostring(dtype))
+end
+
+--- A dense tensor with undefined contents. shape: list of whole numbers ({} is a scalar); dtype: "f32" unless said.
+function M.new(shape, dtype)
+  if type(shape) ~= "table" then fail("tensor.new: shape is %s, want a list of numbers", type(shape)) end
+  dtype = dtype or "f32"
+  local array, n = dims_of(shape, "tensor.new")
+  local out, code = handle(), dtype_code(dtype, "tensor.new")
+  if tonumber(C.esp_memory_live()) > collect_above then collected() end
+  if C.esp_tensor_new(out, code, n, array) ~= 0 then
+    collected()
+    core.try(C.esp_tensor_new(out, code, n, array))
+  end
+  local own = {}
+  for d = 1, n do own[d] = tonumber(shape[d]) end
+  return wrap(out[0], own, dtype)
+end
+
+function M.full(shape, value, dtype)
+  local t = M.new(shape, dtype)
+  ops.fill(t.c, value)
+  return t
+end
+
+function M.zeros(shape, dtype)
+  return M.full(shape, 0, dtype)
+end
+
+--- A 0-d f64 tensor, as the scalars of a training step are.
+function M.scalar(value)
+  return M.full({}, value, "f64")
+end
+
+--- The i32 tensor 0, 1 .. n-1.
+function M.arange(n)
+  local t = M.new({ n }, "i32")
+  local p = t:data()
+  for i = 0, n - 1 do p[i] = i end
+  return t
+end
+
+--- Uniform in [lo, hi) by Philox: element i is a function of (seed, stream, i) alone.
+function M.uniform(shape, opt)
+  local t = M.new(shape)
+  ops.uniform(t.c, opt.lo or 0, opt.hi or 1, opt.seed or 0, opt.stream or 0)
+  return t
+end
+
+function M.normal(shape, opt)
+  local t = M.new(shape)
+  ops.normal(t.c, opt.mean or 0, opt.std or 1, opt.seed or 0, opt.stream or 0)
+  return t
+end
+
+-- Shape of nested lists; the first element of each level decides and the others must agree.
+local function shape_of(list)
+  local shape = {}
+  while type(list) == "table" do
+    shape[#shape + 1] = #list
+    list = list[1]
+  end
+  return shape
+end
+
+local function fill_from(list, shape, depth, p, at)
+  if type(list) ~= "table" or #list ~= shape[depth] then
+    fail("tensor.of: lists of different lengths: want %d entries at depth %d, got %s", shape[depth], depth - 1,
+      type(list) == "table" and #list or type(list))
+  end
+  for i = 1, #list do
+    if depth < #shape then
+      at = fill_from(list[i], shape, depth + 1, p, at)
+    else
+      local value = list[i]
+      if type(value) ~= "number" then fail("tensor.of: entry %d is %s, want a number", at, type(value)) end
+      p[at] = value
+      at = at + 1
+    end
+  end
+  return at
+end
+
+--- A tensor of nested lists of numbers, or of one number. opt.dtype: "f32" unless said.
+function M.of(list, opt)
+  local dtype = opt and opt.dtype or "f32"
+  if type(list) == "number" then return M.full({}, list, dtype) end
+  if type(list) ~= "table" then fail("tensor.of: got %s, want a number or nested lists of numbers", type(list)) end
+  local shape = shape_of(list)
+  local direct = dtype == "f32" or dtype == "i32" or dtype == "f64" or dtype == "u8"
+  local t = M.new(shape, direct and dtype or "f32")
+  fill_from(list, shape, 1, t:data(), 0)
+  return direct and t or t:to(dtype)
+end
+
+-- ---- looking in ----
+
+function Tensor:ndim()
+  return #self.shape
+end
+
+function Tensor:count()
+  return tonumber(C.esp_tensor_count(self.c))
+end
+
+--- Strides in elements, a list.
+function Tensor:strides()
+  local list, from = {}, C.esp_tensor_stride(self.c)
+  for d = 1, #self.shape do list[d] = tonumber(from[d - 1]) end
+  return list
+end
+
+function Tensor:is_dense()
+  local want, from = 1, C.esp_tensor_stride(self.c)
+  for d = #self.shape, 1, -1 do
+    if self.shape[d] ~= 1 and from[d - 1] ~= want then return false end
+    want = want * self.shape[d]
+  end
+  return true
+end
+
+--- True where the tensor views a mapped file.
+function Tensor:readonly()
+  return C.esp_tensor_readonly(self.c) == 1
+end
+
+--- Typed pointer to the first element, indexed from 0; dense tensors only. Keep the tensor alive while it is used.
+function Tensor:data()
+  local p = C.esp_tensor_data(self.c)
+  if p == nil then core.raise() end
+  if not self:is_dense() then fail("data: the tensor %s is a strided view; make it contiguous first", M.shape_text(self)) end
+  return core.cast(ctype_of[self.dtype], p)
+end
+
+local function readable(t)
+  if t.dtype == "bf16" or t.dtype == "f16" then t = M.to(t, "f32") end
+  return M.contiguous(t)
+end
+
+local function nested(p, shape, depth, at)
+  local list, n = {}, shape[depth]
+  if depth == #shape then
+    for i = 1, n do list[i] = tonumber(p[at + i - 1]) end
+    return list, at + n
+  end
+  for i = 1, n do list[i], at = nested(p, shape, depth + 1, at) end
+  return list, at
+end
+
+--- The numbers as nested lists (a scalar as a number).
+function Tensor:table()
+  local dense = readable(self)
+  local p = dense:data()
+  if #self.shape == 0 then return tonumber(p[0]) end
+  local list = nested(p, self.shape, 1, 0)
+  if dense ~= self then dense:free() end
+  return list
+end
+
+--- The number in a tensor of one element.
+function Tensor:item()
+  if self:count() ~= 1 then fail("item: the tensor is %s, want one element", M.shape_text(self)) end
+  local dense = readable(self)
+  return tonumber(dense:data()[0])
+end
+
+function M.shape_text(t)
+  return "[" .. table.concat(t.shape, ", ") .. "]"
+end
+
+function Tensor:__tostring()
+  local head = string.format("tensor %s %s", self.dtype, M.shape_text(self))
+  if C.esp_tensor_data(self.c) == nil then return head .. " (freed)" end
+  local count = self:count()
+  local few = readable(M.as_strided(M.contiguous(self), { math.min(count, 6) }, { 1 }, 0)):table()
+  for i, value in ipairs(few) do few[i] = string.format("%.6g", value) end
+  return string.format("%s: %s%s", head, table.concat(few, " "), count > 6 and " ..." or "")
+end
+
+--- Releases the bytes now instead of when the collector comes; may be called twice.
+function Tensor:free()
+  C.esp_tensor_drop(self.c)
+end
+
+-- ---- views: the same bytes under another shape ----
+
+local function axis_of(t, axis, what)
+  local n = #t.shape
+  local d = axis
+  if type(d) == "number" and d < 0 then d = n + d end
+  if type(d) ~= "number" or d ~= math.floor(d) or d < 0 or d >= n then
+    fail("%s: axis %s of a tensor %s, want %d to %d", what, tostring(axis), M.shape_text(t), -n, n - 1)
+  end
+  return d
+end
+M.axis_of = axis_of
+
+--- Any view: shape and strides as lists, offset in elements from the first element of t.
+function M.as_strided(t, shape, strides, offset)
+  local array, n = dims_of(shape, "view")
+  local step = dims(math.max(n, 1))
+  for d = 1, n do step[d - 1] = strides[d] end
+  local out = handle()
+  core.try(C.esp_tensor_view(out, t.c, n, array, step, offset))
+  local own = {}
+  for d = 1, n do own[d] = tonumber(shape[d]) end
+  return wrap(out[0], own, t.dtype)
+end
+
+--- The same elements in order under another shape (one entry may be -1); t must be dense.
+function M.view(t, shape)
+  local count, known, free = t:count(), 1, nil
+  local own = {}
+  for d, size in ipairs(shape) do
+    own[d] = size
+    if size == -1 then
+      if free then fail("view: two entries of %s are -1", "[" .. table.concat(shape, ", ") .. "]") end
+      free = d
+    else
+      known = known * size
+    end
+  end
+  if free then own[free] = known > 0 and count / known or 0 end
+  local strides, product = {}, 1
+  for d = #own, 1, -1 do
+    strides[d] = product
+    product = product * own[d]
+  end
+  if product ~= count or (free and own[free] ~= math.floor(own[free])) then
+    fail("view: %s has %d elements, want %s", M.shape_text(t), count, "[" .. table.concat(shape, ", ") .. "]")
+  end
+  if not t:is_dense() then fail("view: the tensor %s is a strided view; make it contiguous first", M.shape_text(t)) end
+  return M.as_strided(t, own, strides, 0)
+end
+
+--- n indices of an axis from start on.
+function M.narrow(t, axis, start, n)
+  local d = axis_of(t, axis, "narrow")
+  local size = t.shape[d + 1]
+  if type(start) ~= "number" or type(n) ~= "number" or start < 0 or n < 0 or start + n > size then
+    fail("narrow: %s indices from %s on axis %d of %s, which has %d", tostring(n), tostring(start), d, M.shape_text(t), size)
+  end
+  local shape, strides = {}, t:strides()
+  for i, s in ipairs(t.shape) do shape[i] = s end
+  shape[d + 1] = n
+  return M.as_strided(t, shape, strides, n > 0 and start * strides[d + 1] or 0)
+end
+
+--- One index of an axis; the axis goes.
+function M.select(t, axis, index)
+  local d = axis_of(t, axis, "select")
+  if type(index) ~= "number" or index < 0 or index >= t.shape[d + 1] then
+    fail("select: index %s on axis %d of %s", tostring(index), d, M.shape_text(t))
+  end
+  local shape, strides, all = {}, {}, t:strides()
+  for i, s in ipairs(t.shape) do
+    if i ~= d + 1 then shape[#shape + 1], strides[#strides + 1] = s, all[i] end
+  end
+  return M.as_strided(t, shape, strides, index * all[d + 1])
+end
+
+--- The axes in another order: axes lists the old ones.
+function M.permute(t, axes)
+  local shape, strides, all, seen = {}, {}, t:strides(), {}
+  if #axes ~= #t.shape then fail("permute: %d axes for a tensor %s", #axes, M.shape_text(t)) end
+  for i, axis in ipairs(axes) do
+    local d = axis_of(t, axis, "permute")
+    if seen[d] then fail("permute: axis %d stands twice", d) end
+    seen[d] = true
+    shape[i], strides[i] = t.shape[d + 1], all[d + 1]
+  end
+  return M.as_strided(t, shape, strides, 0)
+end
+
+function M.transpose(t, a, b)
+  a, b = axis_of(t, a, "transpose"), axis_of(t, b, "transpose")
+  local axes = {}
+  for d = 0, #t.shape - 1 do axes[d + 1] = d == a and b or d == b and a or d end
+  return M.permute(t, axes)
+end
+
+--- Repeats dimensions of size 1 (and new ones in front) without copying.
+function M.expand(t, shape)
+  local strides, all, extra = {}, t:strides(), #shape - #t.shape
+  local bad = extra < 0
+  for d = 1, #shape do
+    local size = t.shape[d - extra]
+    if d <= extra or (size == 1 and shape[d] ~= 1) then strides[d] = 0
+    elseif size == shape[d] then strides[d] = all[d - extra]
+    else bad = true end
+  end
+  if bad then fail("expand: %s does not repeat to %s", M.shape_text(t), "[" .. table.concat(shape, ", ") .. "]") end
+  return M.as_strided(t, shape, strides, 0)
+end
+
+-- ---- copies ----
+
+--- The elements dense in a new tensor; t itself where it already is.
+function M.contiguous(t)
+  return t:is_dense() and t or M.clone(t)
+end
+
+function M.clone(t)
+  local y = M.new(t.shape, t.dtype)
+  ops.copy(y.c, t.c)
+  return y
+end
+
+--- The same numbers in another dtype, rounded to nearest even; t itself where it already has it.
+function M.to(t, dtype)
+  if t.dtype == dtype then return t end
+  local y = M.new(t.shape, dtype)
+  ops.copy(y.c, t.c)
+  return y
+end
+
+--- t taken at the indices (i32 tensor or list) along an axis.
+function M.index_select(t, axis, index)
+  local d = axis_of(t, axis, "index_select")
+  if not M.is(index) then index = M.of(index, { dtype = "i32" }) end
+  local shape = {}
+  for i, s in ipairs(t.shape) do shape[i] = s end
+  shape[d + 1] = index:count()
+  local y = M.new(shape, t.dtype)
+  ops.index_select(y.c, t.c, index.c, d)
+  return y
+end
+
+for _, name in ipairs { "narrow", "select", "permute", "transpose", "expand", "contiguous", "clone", "to", "index_select" } do
+  Tensor[name] = M[name]
+end
+
+--- t:view(3, 5) or t:view{ 3, 5 }.
+function Tensor:view(first, ...)
+  return M.view(self, type(first) == "table" and first or { first, ... })
+end
+
+--- Overwrites every element with value.
+function Tensor:fill(value)
+  ops.fill(self.c, value)
+  self.version = (self.version or 0) + 1
+  return self
+end
+
+--- Overwrites the elements with those of x (same shape), converting its dtype.
+function Tensor:copy_from(x)
+  ops.copy(self.c, x.c)
+  self.version = (self.version or 0) + 1
+  return self
+end
+
+return M
