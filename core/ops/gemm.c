@@ -1,0 +1,207 @@
+/* Linear layers: y = x w^T, its gradient by x and by w.
+ *
+ * The output is cut into blocks whose bounds depend on its shape alone; each is one single-threaded matrix product, so the bits of the
+ * result do not depend on the number of threads. A bf16 weight is widened block by block into scratch. */
+#include "backend.h"
+
+enum { WEIGHT = ESP_BIT(ESP_F32) | ESP_BIT(ESP_BF16), F32 = ESP_BIT(ESP_F32) };
+
+/* ---- argument checks ---- */
+
+typedef struct linear_args {
+    esp_rows x, w, y;                     /* [N,I], [O,I], [N,O] */
+} linear_args;
+
+/* The three operands of a linear layer by the names that the caller uses; access says which one is written. */
+static int check(linear_args *a, const char *op, const esp_tensor *x, const char *xn, const esp_tensor *w, const char *wn, const esp_tensor *y,
+                 const char *yn, char written)
+{
+    char text[ESP_TEXT], other[ESP_TEXT];
+    TRY(esp_check_rows(&a->x, op, xn, x, F32, written == 'x'));
+    TRY(esp_check_rows(&a->w, op, wn, w, written == 'w' ? F32 : WEIGHT, written == 'w'));
+    TRY(esp_check_rows(&a->y, op, yn, y, F32, written == 'y'));
+    if (w->ndim != 2) return esp_fail(ESP_ESHAPE, "%s: '%s' is %s, want two dimensions [outputs, inputs]", op, wn, esp_shape_text(text, w->ndim, w->shape));
+    if (a->w.cols != a->x.cols) {
+        return esp_fail(ESP_ESHAPE, "%s: '%s' is %s, want [*, %lld] (last dimension of '%s' %s)", op, wn, esp_shape_text(text, w->ndim, w->shape),
+                        (long long)a->x.cols, xn, esp_shape_text(other, x->ndim, x->shape));
+    }
+    if (a->y.rows != a->x.rows || a->y.cols != a->w.rows) {
+        return esp_fail(ESP_ESHAPE, "%s: '%s' is %s, want %lld rows of %lld ('%s' has %lld rows, '%s' %lld)", op, yn,
+                        esp_shape_text(text, y->ndim, y->shape), (long long)a->x.rows, (long long)a->w.rows, xn, (long long)a->x.rows, wn,
+                        (long long)a->w.rows);
+    }
+    return esp_gemm_open();
+}
+
+int esp_linear(esp_tensor *y, const esp_tensor *x, const esp_tensor *w)
+{
+    linear_args a;
+    TRY(check(&a, "linear", x, "x", w, "w", y, "y", 'y'));
+    return esp_backend_of(y)->linear(y, x, w);
+}
+
+int esp_linear_dx(esp_tensor *dx, const esp_tensor *dy, const esp_tensor *w)
+{
+    linear_args a;
+    TRY(check(&a, "linear_dx", dx, "dx", w, "w", dy, "dy", 'x'));
+    return esp_backend_of(dx)->linear_dx(dx, dy, w);
+}
+
+int esp_linear_dx_acc(esp_tensor *dx, const esp_tensor *dy, const esp_tensor *w)
+{
+    linear_args a;
+    TRY(check(&a, "linear_dx_acc", dx, "dx", w, "w", dy, "dy", 'x'));
+    return esp_backend_of(dx)->linear_dx_acc(dx, dy, w);
+}
+
+int esp_linear_dw(esp_tensor *dw, const esp_tensor *dy, const esp_tensor *x)
+{
+    linear_args a;
+    TRY(check(&a, "linear_dw", x, "x", dw, "dw", dy, "dy", 'w'));
+    return esp_backend_of(dw)->linear_dw(dw, dy, x);
+}
+
+int esp_linear_dw_acc(esp_tensor *dw, const esp_tensor *dy, const esp_tensor *x)
+{
+    linear_args a;
+    TRY(check(&a, "linear_dw_acc", x, "x", dw, "dw", dy, "dy", 'w'));
+    return esp_backend_of(dw)->linear_dw_acc(dw, dy, x);
+}
+
+/* ---- products in blocks ---- */
+
+/* C[m,n] = op(A) op(B) + beta C. A is f32; B f32 or bf16. */
+typedef struct product {
+    int ta, tb, b_dtype;
+    int64_t m, n, k, lda, ldb, ldc, mb, nb, across;
+    const float *a;
+    const void *b;
+    float *c;
+    float beta;
+} product;
+
+static ESP_SIMD void widen(float *to, const uint16_t *from, int64_t n)
+{
+    for (int64_t i = 0; i < n; i++) to[i] = esp_bf16_to_f32(from[i]);
+}
+
+static int product_block(void *context, int64_t block)
+{
+    const product *p = context;
+    int64_t i = block / p->across * p->mb, j = block % p->across * p->nb;
+    int64_t m = esp_min(p->mb, p->m - i), n = esp_min(p->nb, p->n - j);
+    const float *a = p->a + (p->ta ? i : i * p->lda), *b;
+    int64_t ldb = p->ldb;
+    if (p->b_dtype == ESP_F32) {
+        b = (const float *)p->b + (p->tb ? j * ldb : j);
+    } else {
+        int64_t rows = p->tb ? n : p->k, cols = p->tb ? p->k : n;
+        const uint16_t *from = (const uint16_t *)p->b + (p->tb ? j * ldb : j);
+        float *wide = esp_scratch(rows * cols * 4);
+        if (!wide) return ESP_EMEM;
+        for (int64_t r = 0; r < rows; r++) widen(wide + r * cols, from + r * ldb, cols);
+        b = wide;
+        ldb = cols;
+    }
+    esp_gemm_block(p->ta, p->tb, m, n, p->k, 1, a, p->lda, b, ldb, p->beta, p->c + i * p->ldc + j, p->ldc);
+    return ESP_OK;
+}
+
+/* Blocks of at most 512 x 1024, halved until there are sixteen or they get so small that packing costs more than the product. */
+static void cut(product *p)
+{
+    p->mb = esp_min(p->m, 512);
+    p->nb = esp_min(p->n, 1024);
+    for (;;) {
+        p->across = esp_ceil_div(p->n, p->nb);
+        int64_t blocks = esp_ceil_div(p->m, p->mb) * p->across;
+        if (blocks >= 16 || (p->mb < 256 && p->nb < 256)) return;
+        int64_t *side = p->mb >= p->nb ? &p->mb : &p->nb;
+        *side = esp_ceil_div(esp_ceil_div(*side, 2), 16) * 16;
+    }
+}
+
+static int run(product p)
+{
+    if (p.m == 0 || p.n == 0) return ESP_OK;
+    cut(&p);
+    return esp_parallel(esp_ceil_div(p.m, p.mb) * p.across, product_block, &p);
+}
+
+/* ---- a few rows (decoding): each weight is read once, which is all that counts ---- */
+
+enum { FEW = 4, LANES = 16, OUTPUTS = 64 };
+
+static ESP_SIMD float dot_f32(const float *restrict x, const float *restrict w, int64_t n)
+{
+    float acc[2 * LANES] = {0};
+    int64_t i = 0;
+    for (; i + 2 * LANES <= n; i += 2 * LANES) {
+        for (int l = 0; l < 2 * LANES; l++) acc[l] += x[i + l] * w[i + l];
+    }
+    for (int l = 0; i < n; i++, l++) acc[l] += x[i] * w[i];
+    float sum = 0;
+    for (int l = 0; l < 2 * LANES; l++) sum += acc[l];
+    return sum;
+}
+
+static ESP_SIMD float dot_bf16(const float *restrict x, const uint16_t *restrict w, int64_t n)
+{
+    float acc[2 * LANES] = {0};
+    int64_t i = 0;
+    for (; i + 2 * LANES <= n; i += 2 * LANES) {
+        for (int l = 0; l < 2 * LANES; l++) acc[l] += x[i + l] * esp_bf16_to_f32(w[i + l]);
+    }
+    for (int l = 0; i < n; i++, l++) acc[l] += x[i] * esp_bf16_to_f32(w[i]);
+    float sum = 0;
+    for (int l = 0; l < 2 * LANES; l++) sum += acc[l];
+    return sum;
+}
+
+static int few_rows_block(void *context, int64_t block)
+{
+    const linear_args *a = context;
+    int64_t end = esp_min((block + 1) * OUTPUTS, a->w.rows), n = a->x.cols;
+    for (int64_t o = block * OUTPUTS; o < end; o++) {
+        for (int64_t r = 0; r < a->x.rows; r++) {
+            const float *x = (const float *)a->x.data + r * a->x.stride;
+            float *y = (float *)a->y.data + r * a->y.stride;
+            y[o] = a->w.dtype == ESP_F32 ? dot_f32(x, (const float *)a->w.data + o * a->w.stride, n)
+                                         : dot_bf16(x, (const uint16_t *)a->w.data + o * a->w.stride, n);
+        }
+    }
+    return ESP_OK;
+}
+
+/* ---- kernels ---- */
+
+int esp_cpu_linear(esp_tensor *y, const esp_tensor *x, const esp_tensor *w)
+{
+    linear_args a;
+    TRY(check(&a, "linear", x, "x", w, "w", y, "y", 'y'));
+    if (a.x.rows <= FEW) return esp_parallel(esp_ceil_div(a.w.rows, OUTPUTS), few_rows_block, &a);
+    return run((product){.tb = 1, .b_dtype = a.w.dtype, .m = a.x.rows, .n = a.w.rows, .k = a.x.cols, .a = a.x.data, .lda = a.x.stride,
+                         .b = a.w.data, .ldb = a.w.stride, .c = a.y.data, .ldc = a.y.stride});
+}
+
+static int dx_product(esp_tensor *dx, const esp_tensor *dy, const esp_tensor *w, float beta)
+{
+    linear_args a;
+    TRY(check(&a, "linear_dx", dx, "dx", w, "w", dy, "dy", 'x'));
+    return run((product){.b_dtype = a.w.dtype, .m = a.x.rows, .n = a.w.cols, .k = a.w.rows, .a = a.y.data, .lda = a.y.stride,
+                         .b = a.w.data, .ldb = a.w.stride, .c = a.x.data, .ldc = a.x.stride, .beta = beta});
+}
+
+int esp_cpu_linear_dx(esp_tensor *dx, const esp_tensor *dy, const esp_tensor *w) { return dx_product(dx, dy, w, 0); }
+int esp_cpu_linear_dx_acc(esp_tensor *dx, const esp_tensor *dy, const esp_tensor *w) { return dx_product(dx, dy, w, 1); }
+
+static int dw_product(esp_tensor *dw, const esp_tensor *dy, const esp_tensor *x, float beta)
+{
+    linear_args a;
+    TRY(check(&a, "linear_dw", x, "x", dw, "dw", dy, "dy", 'w'));
+    return run((product){.ta = 1, .b_dtype = ESP_F32, .m = a.w.rows, .n = a.w.cols, .k = a.x.rows, .a = a.y.data, .lda = a.y.stride,
+                         .b = a.x.data, .ldb = a.x.stride, .c = a.w.data, .ldc = a.w.stride, .beta = beta});
+}
+
+int esp_cpu_linear_dw(esp_tensor *dw, const esp_tensor *dy, const esp_tensor *x) { return dw_product(dw, dy, x, 0); }
+int esp_cpu_linear_dw_acc(esp_tensor *dw, const esp_tensor *dy, const esp_tensor *x) { return dw_product(dw, dy, x, 1); }
