@@ -1,0 +1,15 @@
+/* What the files of io share. Internal. */
+#ifndef ESP_IO_H
+#define ESP_IO_H
+
+#include "../base/base.h"
+
+/* ESP_EIO with "what path: reason of errno". */
+int esp_io_fail(const char *what, const char *path);
+/* Syncs the folder that holds path, so that a rename in it survives a crash. */
+int esp_sync_folder_of(const char *path);
+/* path with a suffix of this process, beside it; esp_free it. NULL with the error set. */
+char *esp_beside(const char *path);
+char *esp_copy_text(const char *text);
+
+#endif
