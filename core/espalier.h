@@ -361,6 +361,5 @@ int esp_h5_names(char **names, int64_t *bytes, esp_h5 *f);           /* every da
 int esp_h5_read(esp_tensor **out, esp_h5 *f, const char *name);      /* i64 becomes f64 (exact below 2^53, else an error); u16 without attribute becomes i32 */
 int esp_h5_read_text(char **text, int64_t *bytes, esp_h5 *f, const char *name);
 void esp_h5_close(esp_h5 *f);                        /* closes; a file not published is removed; NULL is allowed */
-const char *esp_h5_error(void);                      /* text of the last error of this section's functions */
 
 #endif

@@ -1,0 +1,360 @@
+/* HDF5: tokens, statistics, checkpoints and run records. The only file that includes hdf5.h, in a library of its own that is opened when first
+ * needed.
+ *
+ * HDF5 itself never syncs and leaves a broken file when it is killed, so a file is written beside its name, closed, synced and renamed. Each
+ * dataset carries the XXH3 of its bytes, checked when it is read. */
+#include <errno.h>
+#include <fcntl.h>
+#include <hdf5.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+#include <xxhash.h>
+
+#include "../tensor/tensor.h"
+#include "io.h"
+
+struct esp_h5 {
+    hid_t file;
+    char *path, *temporary;                /* temporary: NULL for a file that is read */
+};
+
+/* HDF5 prints its error stack and closes files in an exit handler (which crashes on a full disk) unless told otherwise. */
+static void begin(void)
+{
+    static int begun;
+    if (begun) return;
+    begun = 1;
+    H5dont_atexit();
+    H5open();
+    H5Eset_auto2(H5E_DEFAULT, NULL, NULL);
+}
+
+static herr_t deepest(unsigned n, const H5E_error2_t *e, void *text)
+{
+    (void)n;
+    snprintf(text, 200, "%s", e->desc ? e->desc : "no reason given");
+    return 0;
+}
+
+static int h5_fail(const char *what, const char *path, const char *name)
+{
+    char reason[200] = "no reason given";
+    H5Ewalk2(H5E_DEFAULT, H5E_WALK_UPWARD, deepest, reason);
+    H5Eclear2(H5E_DEFAULT);
+    return esp_fail(ESP_EIO, "%s %s%s%s: HDF5: %s", what, path, name ? ": " : "", name ? name : "", reason);
+}
+
+static hid_t access_list(void)
+{
+    hid_t list = H5Pcreate(H5P_FILE_ACCESS);
+    H5Pset_fclose_degree(list, H5F_CLOSE_STRONG);
+    H5Pset_libver_bounds(list, H5F_LIBVER_LATEST, H5F_LIBVER_LATEST);
+    return list;
+}
+
+static void free_file(esp_h5 *f)
+{
+    esp_free(f->path);
+    esp_free(f->temporary);
+    esp_free(f);
+}
+
+int esp_h5_create(esp_h5 **out, const char *path)
+{
+    begin();
+    esp_h5 *f = esp_calloc(sizeof *f);
+    if (!f) return ESP_EMEM;
+    f->path = esp_copy_text(path);
+    f->temporary = esp_beside(path);
+    if (!f->path || !f->temporary) {
+        free_file(f);
+        return ESP_EMEM;
+    }
+    hid_t list = access_list();
+    f->file = H5Fcreate(f->temporary, H5F_ACC_TRUNC, H5P_DEFAULT, list);
+    H5Pclose(list);
+    if (f->file < 0) {
+        int code = h5_fail("cannot write", path, NULL);
+        unlink(f->temporary);
+        free_file(f);
+        return code;
+    }
+    *out = f;
+    return ESP_OK;
+}
+
+static hid_t type_of(int dtype)
+{
+    switch (dtype) {
+    case ESP_F32: return H5T_IEEE_F32LE;
+    case ESP_F64: return H5T_IEEE_F64LE;
+    case ESP_I32: return H5T_STD_I32LE;
+    case ESP_U8: return H5T_STD_U8LE;
+    default: return H5T_STD_U16LE;         /* bf16 and f16, told apart by the attribute "dtype" */
+    }
+}
+
+static int put_attribute(hid_t on, const char *name, const char *text)
+{
+    hid_t type = H5Tcopy(H5T_C_S1), space = H5Screate(H5S_SCALAR);
+    H5Tset_size(type, strlen(text) + 1);
+    hid_t a = H5Acreate2(on, name, type, space, H5P_DEFAULT, H5P_DEFAULT);
+    int good = a >= 0 && H5Awrite(a, type, text) >= 0;
+    if (a >= 0) H5Aclose(a);
+    H5Sclose(space);
+    H5Tclose(type);
+    return good;
+}
+
+/* The text of an attribute; "" where there is none. */
+static void get_attribute(char *text, size_t size, hid_t on, const char *name)
+{
+    text[0] = 0;
+    if (H5Aexists(on, name) <= 0) return;
+    hid_t a = H5Aopen(on, name, H5P_DEFAULT), type = H5Aget_type(a);
+    if (H5Tget_class(type) == H5T_STRING && H5Tget_size(type) < size && H5Aread(a, type, text) >= 0) text[H5Tget_size(type)] = 0;
+    H5Tclose(type);
+    H5Aclose(a);
+}
+
+static void sum_text(char *hex, const void *data, int64_t bytes)
+{
+    snprintf(hex, 17, "%016llx", (unsigned long long)XXH3_64bits(data, (size_t)bytes));
+}
+
+static int write_dataset(esp_h5 *f, const char *name, hid_t type, int ndim, const int64_t *shape, const void *data, int64_t bytes, const char *dtype)
+{
+    hsize_t dims[ESP_MAX_DIMS];
+    for (int d = 0; d < ndim; d++) dims[d] = (hsize_t)shape[d];
+    hid_t space = ndim ? H5Screate_simple(ndim, dims, NULL) : H5Screate(H5S_SCALAR);
+    hid_t links = H5Pcreate(H5P_LINK_CREATE);
+    H5Pset_create_intermediate_group(links, 1);
+    hid_t set = H5Dcreate2(f->file, name, type, space, links, H5P_DEFAULT, H5P_DEFAULT);
+    char hex[17];
+    sum_text(hex, data, bytes);
+    int good = set >= 0 && (bytes == 0 || H5Dwrite(set, type, H5S_ALL, H5S_ALL, H5P_DEFAULT, data) >= 0) && put_attribute(set, "xxh3", hex) &&
+               (!dtype || put_attribute(set, "dtype", dtype));
+    int code = good ? ESP_OK : h5_fail("cannot write", f->path, name);
+    if (set >= 0) H5Dclose(set);
+    H5Pclose(links);
+    H5Sclose(space);
+    return code;
+}
+
+int esp_h5_write(esp_h5 *f, const char *name, const esp_tensor *t)
+{
+    TRY(esp_check("hdf5", name, t, 63u, ESP_READ));
+    esp_tensor *dense = NULL;
+    if (!esp_is_dense(t)) {
+        TRY(esp_tensor_new(&dense, t->dtype, t->ndim, t->shape));
+        int code = esp_copy(dense, t);
+        if (code != ESP_OK) {
+            esp_tensor_free(dense);
+            return code;
+        }
+        t = dense;
+    }
+    const char *dtype = t->dtype == ESP_BF16 ? "bf16" : t->dtype == ESP_F16 ? "f16" : NULL;
+    int code = write_dataset(f, name, type_of(t->dtype), t->ndim, t->shape, esp_tensor_at(t), t->count * esp_dtype_size(t->dtype), dtype);
+    esp_tensor_free(dense);
+    return code;
+}
+
+int esp_h5_write_text(esp_h5 *f, const char *name, const char *text, int64_t bytes)
+{
+    return write_dataset(f, name, H5T_STD_U8LE, 1, &bytes, text, bytes, "text");
+}
+
+int esp_h5_publish(esp_h5 *f)
+{
+    int code = H5Fclose(f->file) < 0 ? h5_fail("cannot write", f->path, NULL) : ESP_OK;
+    int fd = code == ESP_OK ? open(f->temporary, O_RDONLY | O_CLOEXEC) : -1;
+    if (code == ESP_OK && (fd < 0 || fsync(fd) != 0)) code = esp_io_fail("cannot sync", f->path);
+    if (fd >= 0) close(fd);
+    if (code == ESP_OK && rename(f->temporary, f->path) != 0) code = esp_io_fail("cannot put in place", f->path);
+    if (code == ESP_OK) code = esp_sync_folder_of(f->path);
+    else unlink(f->temporary);
+    free_file(f);
+    return code;
+}
+
+int esp_h5_open(esp_h5 **out, const char *path)
+{
+    begin();
+    if (access(path, R_OK) != 0) return esp_io_fail("cannot read", path);
+    hid_t list = access_list();
+    hid_t file = H5Fopen(path, H5F_ACC_RDONLY, list);
+    H5Pclose(list);
+    if (file < 0) return h5_fail("cannot read", path, NULL);
+    esp_h5 *f = esp_calloc(sizeof *f);
+    if (!f || !(f->path = esp_copy_text(path))) {
+        esp_free(f);
+        H5Fclose(file);
+        return ESP_EMEM;
+    }
+    f->file = file;
+    *out = f;
+    return ESP_OK;
+}
+
+void esp_h5_close(esp_h5 *f)
+{
+    if (!f) return;
+    H5Fclose(f->file);
+    if (f->temporary) unlink(f->temporary);
+    free_file(f);
+}
+
+/* ---- listing ---- */
+
+typedef struct listing {
+    char *text;
+    int64_t used, room;
+    int failed;
+} listing;
+
+static herr_t visit(hid_t at, const char *name, const H5O_info_t *info, void *context)
+{
+    (void)at;
+    listing *l = context;
+    if (info->type != H5O_TYPE_DATASET) return 0;
+    int64_t n = (int64_t)strlen(name) + 1;
+    if (l->used + n + 1 > l->room) {
+        char *more = esp_realloc(l->text, 2 * (l->room + n));
+        if (!more) {
+            l->failed = 1;
+            return -1;
+        }
+        l->text = more;
+        l->room = 2 * (l->room + n);
+    }
+    l->used += sprintf(l->text + l->used, "%s\n", name);
+    return 0;
+}
+
+int esp_h5_names(char **names, int64_t *bytes, esp_h5 *f)
+{
+    listing l = {.room = 256};
+    if (!(l.text = esp_malloc(l.room))) return ESP_EMEM;
+    l.text[0] = 0;
+    /* The version of H5Ovisit that fills less is quicker, and both HDF5 1.10 and later have it. */
+    if (H5Ovisit2(f->file, H5_INDEX_NAME, H5_ITER_INC, visit, &l, H5O_INFO_BASIC) < 0) {
+        esp_free(l.text);
+        return l.failed ? ESP_EMEM : h5_fail("cannot list", f->path, NULL);
+    }
+    *names = l.text;
+    *bytes = l.used;
+    return ESP_OK;
+}
+
+/* ---- reading ---- */
+
+typedef struct opened {
+    hid_t set, type, space;
+    int ndim;
+    int64_t shape[ESP_MAX_DIMS], count, size;
+    char dtype[8], xxh3[17];
+} opened;
+
+static void close_set(opened *o)
+{
+    if (o->space >= 0) H5Sclose(o->space);
+    if (o->type >= 0) H5Tclose(o->type);
+    if (o->set >= 0) H5Dclose(o->set);
+}
+
+static int open_set(opened *o, esp_h5 *f, const char *name)
+{
+    *o = (opened){.set = -1, .type = -1, .space = -1};
+    o->set = H5Dopen2(f->file, name, H5P_DEFAULT);
+    if (o->set < 0) return h5_fail("cannot read", f->path, name);
+    o->type = H5Dget_type(o->set);
+    o->space = H5Dget_space(o->set);
+    o->ndim = H5Sget_simple_extent_ndims(o->space);
+    if (o->ndim < 0 || o->ndim > ESP_MAX_DIMS) return esp_fail(ESP_EFORMAT, "%s: %s has %d dimensions, at most %d are read", f->path, name, o->ndim, (int)ESP_MAX_DIMS);
+    hsize_t dims[ESP_MAX_DIMS];
+    H5Sget_simple_extent_dims(o->space, dims, NULL);
+    o->count = 1;
+    for (int d = 0; d < o->ndim; d++) {
+        o->shape[d] = (int64_t)dims[d];
+        if (__builtin_mul_overflow(o->count, o->shape[d], &o->count)) return esp_fail(ESP_EFORMAT, "%s: %s has more elements than can be counted", f->path, name);
+    }
+    o->size = (int64_t)H5Tget_size(o->type);
+    get_attribute(o->dtype, sizeof o->dtype, o->set, "dtype");
+    get_attribute(o->xxh3, sizeof o->xxh3, o->set, "xxh3");
+    return ESP_OK;
+}
+
+/* The dtype of ours that a dataset's elements are; -1 for 64-bit integers, -2 for what is not read. */
+static int stored_dtype(const opened *o)
+{
+    H5T_class_t class = H5Tget_class(o->type);
+    if (class == H5T_FLOAT) return o->size == 4 ? ESP_F32 : o->size == 8 ? ESP_F64 : o->size == 2 ? ESP_F16 : -2;
+    if (class != H5T_INTEGER) return -2;
+    if (strcmp(o->dtype, "bf16") == 0 && o->size == 2) return ESP_BF16;
+    if (strcmp(o->dtype, "f16") == 0 && o->size == 2) return ESP_F16;
+    if (o->size == 1) return H5Tget_sign(o->type) == H5T_SGN_NONE ? ESP_U8 : ESP_I32;
+    return o->size == 2 || (o->size == 4 && H5Tget_sign(o->type) != H5T_SGN_NONE) ? ESP_I32 : -1;
+}
+
+static int check_sum(const opened *o, const esp_h5 *f, const char *name, const void *data, int64_t bytes)
+{
+    char hex[17];
+    if (!o->xxh3[0]) return ESP_OK;
+    sum_text(hex, data, bytes);
+    if (strcmp(hex, o->xxh3) == 0) return ESP_OK;
+    return esp_fail(ESP_EFORMAT, "%s: %s is damaged: its bytes have the checksum %s, want %s", f->path, name, hex, o->xxh3);
+}
+
+static int read_into(const opened *o, esp_h5 *f, const char *name, esp_tensor *t, int dtype)
+{
+    hid_t memory = dtype == ESP_BF16 || dtype == ESP_F16 ? H5T_NATIVE_USHORT : dtype == -1 ? H5T_NATIVE_DOUBLE : type_of(t->dtype);
+    if (t->count && H5Dread(o->set, memory, H5S_ALL, H5S_ALL, H5P_DEFAULT, esp_tensor_at(t)) < 0) return h5_fail("cannot read", f->path, name);
+    if (dtype == -1) {
+        const double *v = esp_tensor_at(t);
+        for (int64_t i = 0; i < t->count; i++) {
+            if (!(v[i] < 9007199254740992.0 && v[i] > -9007199254740992.0)) return esp_fail(ESP_EFORMAT, "%s: %s holds %.0f, which a double does not hold exactly", f->path, name, v[i]);
+        }
+        return ESP_OK;
+    }
+    return esp_dtype_size(t->dtype) == o->size ? check_sum(o, f, name, esp_tensor_at(t), t->count * o->size) : ESP_OK;
+}
+
+int esp_h5_read(esp_tensor **out, esp_h5 *f, const char *name)
+{
+    opened o;
+    esp_tensor *t = NULL;
+    int code = open_set(&o, f, name);
+    int dtype = code == ESP_OK ? stored_dtype(&o) : 0;
+    if (code == ESP_OK && dtype == -2) code = esp_fail(ESP_EFORMAT, "%s: %s has elements of a kind that is not read", f->path, name);
+    /* A damaged header may claim any size: what the file cannot hold is refused before memory is asked for. */
+    if (code == ESP_OK && o.count > 0 && H5Dget_storage_size(o.set) < (hsize_t)(o.count * o.size) && o.xxh3[0]) {
+        code = esp_fail(ESP_EFORMAT, "%s: %s claims %lld elements, fewer bytes are stored", f->path, name, (long long)o.count);
+    }
+    if (code == ESP_OK) code = esp_tensor_new(&t, dtype == -1 ? ESP_F64 : dtype, o.ndim, o.shape);
+    if (code == ESP_OK) code = read_into(&o, f, name, t, dtype);
+    close_set(&o);
+    if (code != ESP_OK) esp_tensor_free(t);
+    else *out = t;
+    return code;
+}
+
+int esp_h5_read_text(char **text, int64_t *bytes, esp_h5 *f, const char *name)
+{
+    esp_tensor *t;
+    TRY(esp_h5_read(&t, f, name));
+    int code = t->dtype == ESP_U8 ? ESP_OK : esp_fail(ESP_EFORMAT, "%s: %s is %s, want a text", f->path, name, esp_dtype_name(t->dtype));
+    char *copy = code == ESP_OK ? esp_malloc(t->count + 1) : NULL;
+    if (copy) {
+        memcpy(copy, esp_tensor_at(t), (size_t)t->count);
+        copy[t->count] = 0;
+        *text = copy;
+        *bytes = t->count;
+    } else if (code == ESP_OK) {
+        code = ESP_EMEM;
+    }
+    esp_tensor_free(t);
+    return code;
+}

@@ -1,0 +1,393 @@
+/* Safetensors: 8 bytes length, JSON header, tensor bytes. The file is mapped; nothing in it is trusted before the whole header is checked:
+ * every tensor's bytes fit dtype and shape, they follow each other from 0 without gap or overlap, and end where the file ends. */
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "../tensor/tensor.h"
+#include "io.h"
+
+enum { MOST_DIMS = 32, MOST_HEADER = 100 << 20 };
+
+typedef struct mapping {
+    int64_t references;
+    void *data;
+    int64_t bytes;
+} mapping;
+
+typedef struct entry {
+    const char *name, *dtype;
+    int ndim;
+    int64_t shape[MOST_DIMS], begin, end;
+} entry;
+
+struct esp_safetensors {
+    char *path;
+    mapping *map;
+    esp_json *json;
+    entry *entries;
+    int64_t count, data_from;
+    const char **metadata;                 /* keys and values by turns */
+    int64_t metadata_count;
+};
+
+static const struct { const char *name; int64_t bits; int dtype; } dtypes[] = {
+    {"F64", 64, ESP_F64}, {"F32", 32, ESP_F32}, {"F16", 16, ESP_F16}, {"BF16", 16, ESP_BF16}, {"I32", 32, ESP_I32}, {"U8", 8, ESP_U8},
+    {"I64", 64, -1}, {"U64", 64, -2}, {"U32", 32, -2}, {"I16", 16, -2}, {"U16", 16, -2}, {"I8", 8, -2}, {"BOOL", 8, -2},
+    {"F8_E4M3", 8, -2}, {"F8_E5M2", 8, -2}};
+enum { DTYPES = sizeof dtypes / sizeof *dtypes };
+
+static int dtype_index(const char *name)
+{
+    for (int i = 0; i < DTYPES; i++) if (strcmp(dtypes[i].name, name) == 0) return i;
+    return -1;
+}
+
+static void unmap(void *owner)
+{
+    mapping *m = owner;
+    if (__atomic_sub_fetch(&m->references, 1, __ATOMIC_ACQ_REL) > 0) return;
+    munmap(m->data, (size_t)m->bytes);
+    esp_free(m);
+}
+
+static int map_file(mapping **out, const char *path)
+{
+    int fd = open(path, O_RDONLY | O_CLOEXEC);
+    if (fd < 0) return esp_io_fail("cannot read", path);
+    struct stat s;
+    int code = fstat(fd, &s) != 0 ? esp_io_fail("cannot read", path)
+               : !S_ISREG(s.st_mode) ? esp_fail(ESP_EIO, "cannot read %s: not a regular file", path)
+               : s.st_size < 8 ? esp_fail(ESP_EFORMAT, "%s: %lld bytes are no safetensors file (want 8 bytes of length first)", path, (long long)s.st_size)
+               : ESP_OK;
+    void *data = code == ESP_OK ? mmap(NULL, (size_t)s.st_size, PROT_READ, MAP_PRIVATE, fd, 0) : MAP_FAILED;
+    if (code == ESP_OK && data == MAP_FAILED) code = esp_io_fail("cannot map", path);
+    close(fd);
+    if (code != ESP_OK) return code;
+    mapping *m = esp_malloc(sizeof *m);
+    if (!m) {
+        munmap(data, (size_t)s.st_size);
+        return ESP_EMEM;
+    }
+    *m = (mapping){1, data, s.st_size};
+    *out = m;
+    return ESP_OK;
+}
+
+/* ---- reading the header ---- */
+
+typedef struct cursor {
+    const esp_json_event *e, *end;
+    const char *path;
+} cursor;
+
+#define BAD(...) esp_fail(ESP_EFORMAT, __VA_ARGS__)
+
+/* A whole number from 0 below 2^53, where doubles are exact. */
+static int whole(int64_t *out, const cursor *c, const char *name, const char *what)
+{
+    if (c->e->kind != ESP_JSON_INT || !(c->e->number >= 0) || c->e->number > 9007199254740991.0) {
+        return BAD("%s: tensor '%s': %s '%s' is no whole number from 0", c->path, name, what, c->e->text);
+    }
+    *out = (int64_t)c->e->number;
+    return ESP_OK;
+}
+
+static int read_shape(cursor *c, entry *t)
+{
+    if (c->e->kind != ESP_JSON_ARRAY) return BAD("%s: tensor '%s': shape is no list", c->path, t->name);
+    for (c->e++; c->e->kind != ESP_JSON_ARRAY_END; c->e++) {
+        if (t->ndim == MOST_DIMS) return BAD("%s: tensor '%s' has more than %d dimensions", c->path, t->name, (int)MOST_DIMS);
+        TRY(whole(&t->shape[t->ndim], c, t->name, "dimension"));
+        t->ndim++;
+    }
+    return ESP_OK;
+}
+
+static int read_offsets(cursor *c, entry *t)
+{
+    int n = 0;
+    int64_t value[2] = {0};
+    if (c->e->kind != ESP_JSON_ARRAY) return BAD("%s: tensor '%s': data_offsets is no list", c->path, t->name);
+    for (c->e++; c->e->kind != ESP_JSON_ARRAY_END; c->e++, n++) {
+        if (n == 2) break;
+        TRY(whole(&value[n], c, t->name, "offset"));
+    }
+    if (n != 2 || c->e->kind != ESP_JSON_ARRAY_END) return BAD("%s: tensor '%s': data_offsets wants two numbers", c->path, t->name);
+    t->begin = value[0], t->end = value[1];
+    return ESP_OK;
+}
+
+static int check_size(const cursor *c, const entry *t)
+{
+    int d = dtype_index(t->dtype);
+    if (d < 0) return BAD("%s: tensor '%s' has the dtype '%s', which is not known", c->path, t->name, t->dtype);
+    int64_t n = 1, bytes;
+    for (int i = 0; i < t->ndim; i++) {
+        if (__builtin_mul_overflow(n, t->shape[i], &n)) return BAD("%s: tensor '%s' has more elements than can be counted", c->path, t->name);
+    }
+    if (__builtin_mul_overflow(n, dtypes[d].bits / 8, &bytes) || t->end < t->begin || t->end - t->begin != bytes) {
+        return BAD("%s: tensor '%s' has %lld bytes at its offsets, want %lld (dtype times shape)", c->path, t->name,
+                   (long long)(t->end - t->begin), (long long)bytes);
+    }
+    return ESP_OK;
+}
+
+static int read_tensor(cursor *c, entry *t)
+{
+    int seen_shape = 0, seen_offsets = 0;
+    if (c->e->kind != ESP_JSON_OBJECT) return BAD("%s: tensor '%s' is described by no object", c->path, t->name);
+    for (c->e++; c->e->kind != ESP_JSON_OBJECT_END; c->e++) {
+        const char *key = c->e->text;
+        c->e++;
+        if (strcmp(key, "dtype") == 0 && c->e->kind == ESP_JSON_STRING) {
+            t->dtype = c->e->text;
+        } else if (strcmp(key, "shape") == 0) {
+            TRY(read_shape(c, t));
+            seen_shape = 1;
+        } else if (strcmp(key, "data_offsets") == 0) {
+            TRY(read_offsets(c, t));
+            seen_offsets = 1;
+        } else {
+            return BAD("%s: tensor '%s' has a field '%s', want dtype (a text), shape and data_offsets", c->path, t->name, key);
+        }
+    }
+    if (!t->dtype || !seen_shape || !seen_offsets) return BAD("%s: tensor '%s' wants dtype, shape and data_offsets", c->path, t->name);
+    return check_size(c, t);
+}
+
+static int read_metadata(cursor *c, esp_safetensors *s)
+{
+    if (c->e->kind != ESP_JSON_OBJECT) return BAD("%s: __metadata__ is no object", c->path);
+    s->metadata = esp_malloc((c->end - c->e) * (int64_t)sizeof *s->metadata);
+    if (!s->metadata) return ESP_EMEM;
+    for (c->e++; c->e->kind != ESP_JSON_OBJECT_END; c->e += 2) {
+        if (c->e[1].kind != ESP_JSON_STRING) return BAD("%s: __metadata__ '%s' is no text", c->path, c->e->text);
+        s->metadata[2 * s->metadata_count] = c->e->text;
+        s->metadata[2 * s->metadata_count++ + 1] = c->e[1].text;
+    }
+    return ESP_OK;
+}
+
+static int by_begin(const void *a, const void *b)
+{
+    const entry *x = a, *y = b;
+    if (x->begin != y->begin) return x->begin < y->begin ? -1 : 1;
+    return x->end < y->end ? -1 : x->end > y->end;
+}
+
+static int read_header(esp_safetensors *s)
+{
+    cursor c = {esp_json_events(s->json), esp_json_events(s->json) + esp_json_count(s->json), s->path};
+    if (c.e->kind != ESP_JSON_OBJECT) return BAD("%s: the header is no JSON object", s->path);
+    /* A tensor's description is eight events at least; a shorter one is refused before the next is begun. */
+    s->entries = esp_calloc((esp_json_count(s->json) / 8 + 1) * (int64_t)sizeof *s->entries);
+    if (!s->entries) return ESP_EMEM;
+    for (c.e++; c.e->kind != ESP_JSON_OBJECT_END; c.e++) {
+        const esp_json_event *key = c.e++;
+        if ((int64_t)strlen(key->text) != key->bytes) return BAD("%s: a tensor's name has a zero byte in it", s->path);
+        if (strcmp(key->text, "__metadata__") == 0) {
+            TRY(read_metadata(&c, s));
+        } else {
+            entry *t = &s->entries[s->count];
+            *t = (entry){.name = key->text};
+            TRY(read_tensor(&c, t));
+            s->count++;
+        }
+    }
+    qsort(s->entries, (size_t)s->count, sizeof *s->entries, by_begin);
+    int64_t at = 0, have = s->map->bytes - s->data_from;
+    for (int64_t i = 0; i < s->count; i++) {
+        const entry *t = &s->entries[i];
+        if (t->begin != at) return BAD("%s: tensor '%s' begins at byte %lld of the data, want %lld (no gap, no overlap)", s->path, t->name, (long long)t->begin, (long long)at);
+        at = t->end;
+    }
+    if (at != have) return BAD("%s: the header describes %lld bytes of data, the file has %lld", s->path, (long long)at, (long long)have);
+    return ESP_OK;
+}
+
+int esp_safetensors_open(esp_safetensors **out, const char *path)
+{
+    esp_safetensors *s = esp_calloc(sizeof *s);
+    if (!s) return ESP_EMEM;
+    int code = (s->path = esp_copy_text(path)) ? map_file(&s->map, path) : ESP_EMEM;
+    uint64_t n = 0;
+    if (code == ESP_OK) {
+        memcpy(&n, s->map->data, 8);
+        if (n < 2 || n > MOST_HEADER || n > (uint64_t)s->map->bytes - 8) {
+            code = BAD("%s: the header's length is %llu, want 2 to %lld (bytes after it in the file, at most 100 MiB)", path, (unsigned long long)n,
+                       (long long)esp_min(s->map->bytes - 8, MOST_HEADER));
+        } else if (((const char *)s->map->data)[8] != '{') {
+            code = BAD("%s: the header begins with byte %d, want '{'", path, ((const unsigned char *)s->map->data)[8]);
+        }
+    }
+    if (code == ESP_OK) {
+        s->data_from = 8 + (int64_t)n;
+        code = esp_json_parse(&s->json, (const char *)s->map->data + 8, (int64_t)n, path);
+    }
+    if (code == ESP_OK) code = read_header(s);
+    if (code != ESP_OK) {
+        esp_safetensors_close(s);
+        return code;
+    }
+    *out = s;
+    return ESP_OK;
+}
+
+void esp_safetensors_close(esp_safetensors *s)
+{
+    if (!s) return;
+    if (s->map) unmap(s->map);
+    esp_json_free(s->json);
+    esp_free(s->entries);
+    esp_free(s->metadata);
+    esp_free(s->path);
+    esp_free(s);
+}
+
+int64_t esp_safetensors_count(const esp_safetensors *s) { return s->count; }
+const char *esp_safetensors_name(const esp_safetensors *s, int64_t i) { return s->entries[i].name; }
+const char *esp_safetensors_dtype(const esp_safetensors *s, int64_t i) { return s->entries[i].dtype; }
+int esp_safetensors_ndim(const esp_safetensors *s, int64_t i) { return s->entries[i].ndim; }
+const int64_t *esp_safetensors_shape(const esp_safetensors *s, int64_t i) { return s->entries[i].shape; }
+int64_t esp_safetensors_metadata_count(const esp_safetensors *s) { return s->metadata_count; }
+
+int esp_safetensors_metadata(const esp_safetensors *s, int64_t i, const char **key, const char **value)
+{
+    if (i < 0 || i >= s->metadata_count) return esp_fail(ESP_EARG, "safetensors: metadata %lld of %lld", (long long)i, (long long)s->metadata_count);
+    *key = s->metadata[2 * i];
+    *value = s->metadata[2 * i + 1];
+    return ESP_OK;
+}
+
+/* ---- tensors ---- */
+
+static int narrow_i64(esp_tensor *t, const char *from, const entry *e, const char *path)
+{
+    int32_t *to = esp_tensor_at(t);
+    for (int64_t i = 0; i < t->count; i++) {
+        int64_t v;
+        memcpy(&v, from + 8 * i, 8);
+        if (v < INT32_MIN || v > INT32_MAX) return BAD("%s: tensor '%s' holds %lld, which does not fit in 32 bits", path, e->name, (long long)v);
+        to[i] = (int32_t)v;
+    }
+    return ESP_OK;
+}
+
+int esp_safetensors_tensor(esp_tensor **out, const esp_safetensors *s, int64_t i)
+{
+    if (i < 0 || i >= s->count) return esp_fail(ESP_EARG, "safetensors: tensor %lld of %lld", (long long)i, (long long)s->count);
+    const entry *e = &s->entries[i];
+    int dtype = dtypes[dtype_index(e->dtype)].dtype;
+    if (dtype == -2) return BAD("%s: tensor '%s' is %s, which is not read here", s->path, e->name, e->dtype);
+    if (e->ndim > ESP_MAX_DIMS) return BAD("%s: tensor '%s' has %d dimensions, at most %d are read here", s->path, e->name, e->ndim, (int)ESP_MAX_DIMS);
+    char *from = (char *)s->map->data + s->data_from + e->begin;
+    int64_t bytes = e->end - e->begin;
+    if (dtype >= 0 && (intptr_t)from % esp_dtype_size(dtype) == 0) {
+        __atomic_add_fetch(&s->map->references, 1, __ATOMIC_RELAXED);
+        return esp_tensor_over(out, dtype, e->ndim, e->shape, from, bytes, 1, unmap, s->map);
+    }
+    esp_tensor *t;
+    TRY(esp_tensor_new(&t, dtype == -1 ? ESP_I32 : dtype, e->ndim, e->shape));
+    int code = ESP_OK;
+    if (dtype == -1) code = narrow_i64(t, from, e, s->path);
+    else memcpy(esp_tensor_at(t), from, (size_t)bytes);
+    if (code != ESP_OK) esp_tensor_free(t);
+    else *out = t;
+    return code;
+}
+
+/* ---- writing ---- */
+
+static void put_text(char **at, const char *text)
+{
+    *at += sprintf(*at, "\"");
+    for (const unsigned char *p = (const unsigned char *)text; *p; p++) {
+        if (*p == '"' || *p == '\\') *at += sprintf(*at, "\\%c", *p);
+        else if (*p < 32) *at += sprintf(*at, "\\u%04x", *p);
+        else *(*at)++ = (char)*p;
+    }
+    *at += sprintf(*at, "\"");
+}
+
+static const char *dtype_text(int dtype)
+{
+    for (int i = 0; i < DTYPES; i++) if (dtypes[i].dtype == dtype) return dtypes[i].name;
+    return "?";
+}
+
+/* The header, padded with spaces so that the data begins at a multiple of 8. */
+static char *make_header(int64_t *bytes, int64_t count, const char *const *names, const esp_tensor *const *tensors, int64_t metadata_count,
+                         const char *const *metadata)
+{
+    int64_t room = 64;
+    for (int64_t i = 0; i < count; i++) room += 6 * (int64_t)strlen(names[i]) + 400;
+    for (int64_t i = 0; i < 2 * metadata_count; i++) room += 6 * (int64_t)strlen(metadata[i]) + 16;
+    char *text = esp_malloc(room), *at = text;
+    if (!text) return NULL;
+    *at++ = '{';
+    if (metadata_count) {
+        at += sprintf(at, "\"__metadata__\":{");
+        for (int64_t i = 0; i < metadata_count; i++) {
+            if (i) *at++ = ',';
+            put_text(&at, metadata[2 * i]);
+            *at++ = ':';
+            put_text(&at, metadata[2 * i + 1]);
+        }
+        *at++ = '}';
+    }
+    int64_t offset = 0;
+    for (int64_t i = 0; i < count; i++) {
+        const esp_tensor *t = tensors[i];
+        if (at[-1] != '{') *at++ = ',';
+        put_text(&at, names[i]);
+        at += sprintf(at, ":{\"dtype\":\"%s\",\"shape\":[", dtype_text(t->dtype));
+        for (int d = 0; d < t->ndim; d++) at += sprintf(at, "%s%lld", d ? "," : "", (long long)t->shape[d]);
+        int64_t end = offset + t->count * esp_dtype_size(t->dtype);
+        at += sprintf(at, "],\"data_offsets\":[%lld,%lld]}", (long long)offset, (long long)end);
+        offset = end;
+    }
+    *at++ = '}';
+    while ((at - text) % 8) *at++ = ' ';
+    *bytes = at - text;
+    return text;
+}
+
+static int write_tensor(esp_writer *w, const esp_tensor *t)
+{
+    if (esp_is_dense(t)) return esp_writer_write(w, esp_tensor_at(t), t->count * esp_dtype_size(t->dtype));
+    esp_tensor *dense;
+    TRY(esp_tensor_new(&dense, t->dtype, t->ndim, t->shape));
+    int code = esp_copy(dense, t);
+    if (code == ESP_OK) code = esp_writer_write(w, esp_tensor_at(dense), t->count * esp_dtype_size(t->dtype));
+    esp_tensor_free(dense);
+    return code;
+}
+
+int esp_safetensors_write(const char *path, int64_t count, const char *const *names, const esp_tensor *const *tensors, int64_t metadata_count,
+                          const char *const *metadata)
+{
+    for (int64_t i = 0; i < count; i++) TRY(esp_check("safetensors", names[i], tensors[i], 63u, ESP_READ));
+    int64_t bytes = 0;
+    char *header = make_header(&bytes, count, names, tensors, metadata_count, metadata);
+    if (!header) return ESP_EMEM;
+    esp_writer *w;
+    int code = esp_writer_open(&w, path);
+    if (code != ESP_OK) {
+        esp_free(header);
+        return code;
+    }
+    uint64_t n = (uint64_t)bytes;
+    code = esp_writer_write(w, &n, 8);
+    if (code == ESP_OK) code = esp_writer_write(w, header, bytes);
+    for (int64_t i = 0; code == ESP_OK && i < count; i++) code = write_tensor(w, tensors[i]);
+    esp_free(header);
+    if (code == ESP_OK) return esp_writer_publish(w);
+    esp_writer_abandon(w);
+    return code;
+}

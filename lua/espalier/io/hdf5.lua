@@ -1,0 +1,74 @@
+--- HDF5 files of tensors, texts and numbers by name ("group/name"), written whole or not at all, each dataset checked when read.
+
+local core = require "espalier.ffi"
+local tensor = require "espalier.tensor"
+
+local M = {}
+local File = {}
+File.__index = File
+
+local function write_one(h5, f, name, value)
+  if tensor.is(value) then return h5.esp_h5_write(f, name, value.c) end
+  if type(value) == "number" then return h5.esp_h5_write(f, name, tensor.scalar(value).c) end
+  value = tostring(value)
+  return h5.esp_h5_write_text(f, name, value, #value)
+end
+
+--- Writes { ["group/name"] = tensor, number or text }.
+function M.write(path, values)
+  local h5 = core.h5()
+  local out, names = core.new "esp_h5 *[1]", {}
+  for name in pairs(values) do names[#names + 1] = name end
+  table.sort(names)
+  core.try(h5.esp_h5_create(out, path))
+  for _, name in ipairs(names) do
+    if write_one(h5, out[0], name, values[name]) ~= 0 then
+      local message = core.string(core.C.esp_error())
+      h5.esp_h5_close(out[0])
+      require "espalier.fail"("%s", message)
+    end
+  end
+  core.try(h5.esp_h5_publish(out[0]))
+end
+
+--- Opens a file: f.names, f:has(name), f:tensor(name), f:number(name), f:text(name), f:close().
+function M.open(path)
+  local h5 = core.h5()
+  local out = core.new "esp_h5 *[1]"
+  core.try(h5.esp_h5_open(out, path))
+  local f = setmetatable({ c = core.gc(out[0], h5.esp_h5_close), h5 = h5, names = {}, known = {} }, File)
+  local data, n = core.new "char *[1]", core.new "int64_t[1]"
+  core.try(h5.esp_h5_names(data, n, f.c))
+  for name in core.buffer(data[0], n[0]):gmatch "[^\n]+" do
+    f.names[#f.names + 1] = name
+    f.known[name] = true
+  end
+  return f
+end
+
+function File:has(name)
+  return self.known[name] == true
+end
+
+function File:tensor(name)
+  local out = core.new "esp_tensor *[1]"
+  core.try(self.h5.esp_h5_read(out, self.c, name))
+  return tensor.wrap(out[0])
+end
+
+function File:number(name)
+  return self:tensor(name):item()
+end
+
+function File:text(name)
+  local data, n = core.new "char *[1]", core.new "int64_t[1]"
+  core.try(self.h5.esp_h5_read_text(data, n, self.c, name))
+  return core.buffer(data[0], n[0])
+end
+
+function File:close()
+  if self.c then self.h5.esp_h5_close(core.gc(self.c, nil)) end
+  self.c = nil
+end
+
+return M
