@@ -1,0 +1,216 @@
+--- Hugging Face folders, in and out: config.json, safetensors (one file or shards with an index), the tokenizer's files.
+
+local tensor = require "espalier.tensor"
+local tape = require "espalier.tape"
+local core = require "espalier.ffi"
+local file = require "espalier.io.file"
+local json = require "espalier.io.json"
+local safetensors = require "espalier.io.safetensors"
+local shapes = require "espalier.models.shape"
+local models = require "espalier.models.model"
+local options = require "espalier.options"
+local fail = require "espalier.fail"
+
+local M = {}
+
+--- Files of a tokenizer, copied byte for byte from the source when a model is saved.
+M.tokenizer_files = { "tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json",
+  "merges.txt", "generation_config.json" }
+
+-- ---- in ----
+
+-- { [tensor name] = open safetensors file }
+local function open_weights(dir)
+  local index = file.join(dir, "model.safetensors.index.json")
+  local where, opened = {}, {}
+  if file.kind(index) then
+    local map = json.read(index).weight_map
+    if type(map) ~= "table" then fail("%s: field 'weight_map' is missing", index) end
+    for name, part in pairs(map) do
+      if part:find "/" then fail("%s: '%s' leaves the folder", index, part) end
+      opened[part] = opened[part] or safetensors.open(file.join(dir, part))
+      if not opened[part].index[name] then fail("%s: '%s' is said to be in %s, which does not hold it", index, name, part) end
+      where[name] = opened[part]
+    end
+    return where
+  end
+  local path = file.join(dir, "model.safetensors")
+  if not file.kind(path) then fail("%s holds no model.safetensors (nor an index of shards)", dir) end
+  local one = safetensors.open(path)
+  for _, name in ipairs(one.names) do where[name] = one end
+  return where
+end
+
+--- Names and shapes of the parameters of a shape, in the order of the layers: a list of { name, shape }.
+function M.expected(s)
+  local list, d, e = {}, s.hidden, s.head_dim
+  local function want(name, ...) list[#list + 1] = { name = name .. ".weight", shape = { ... } } end
+  want("model.embed_tokens", s.vocab, d)
+  for l = 0, s.layers - 1 do
+    local p, h, g, f = "model.layers." .. l .. ".", shapes.at(s, "heads", l), shapes.at(s, "kv_heads", l), shapes.at(s, "ffn", l)
+    if h > 0 then
+      want(p .. "input_layernorm", d)
+      want(p .. "self_attn.q_proj", h * e, d)
+      want(p .. "self_attn.k_proj", g * e, d)
+      want(p .. "self_attn.v_proj", g * e, d)
+      want(p .. "self_attn.o_proj", d, h * e)
+    end
+    if f > 0 then
+      want(p .. "post_attention_layernorm", d)
+      want(p .. "mlp.gate_proj", f, d)
+      want(p .. "mlp.up_proj", f, d)
+      want(p .. "mlp.down_proj", d, f)
+    end
+  end
+  want("model.norm", d)
+  if not s.tied then want("lm_head", s.vocab, d) end
+  return list
+end
+
+local function same(a, b)
+  return table.concat(a, "x") == table.concat(b, "x")
+end
+
+--- Refuses a tensor that holds NaN or infinity.
+function M.check_finite(name, t, what)
+  local f = tensor.to(t, "f32")
+  local total = tensor.zeros({}, "f64")
+  core.ops.sumsq_acc(total.c, f.c)
+  local sum = total:item()
+  if f ~= t then f:free() end
+  total:free()
+  if not (sum < math.huge) then fail("%s: '%s' holds NaN or infinity", what, name) end
+end
+
+local function take(where, want, dir, dtype)
+  local f = where[want.name]
+  if not f then fail("%s: the weight '%s' is missing", dir, want.name) end
+  local shape = f:describe(want.name)
+  if not same(shape, want.shape) then
+    fail("%s: '%s' is [%s], want [%s] (from config.json)", dir, want.name, table.concat(shape, ", "), table.concat(want.shape, ", "))
+  end
+  local t = f:tensor(want.name)
+  if t.dtype ~= "f32" and t.dtype ~= "bf16" and t.dtype ~= "f16" then fail("%s: '%s' is %s, want f32, bf16 or f16", dir, want.name, t.dtype) end
+  M.check_finite(want.name, t, dir)
+  -- f16 is a storage format only.
+  local keep = dtype or (t.dtype == "f16" and "f32" or t.dtype)
+  return tensor.to(t, keep)
+end
+
+local harmless = { ["lm_head.weight"] = true }
+
+--- Opens a folder. opt.dtype: "f32" or "bf16" converts; without it the weights stay mapped as they are stored.
+function M.load(dir, opt)
+  opt = options.check("esp.load", opt, { dtype = { "string", one_of = { "f32", "bf16" } } })
+  local config_path = file.join(dir, "config.json")
+  if not file.kind(config_path) then fail("%s holds no config.json", dir) end
+  local config = json.read(config_path)
+  local shape = shapes.of_config(config, config_path)
+  return tape.outside_scopes(function()
+    local where, weights, known = open_weights(dir), {}, {}
+    for _, want in ipairs(M.expected(shape)) do
+      weights[want.name] = take(where, want, dir, opt.dtype)
+      known[want.name] = true
+    end
+    for name in pairs(where) do
+      if not known[name] and not harmless[name] and not name:find "rotary_emb%.inv_freq$" then
+        fail("%s: the weight '%s' has no place in a %s of this config.json", dir, name, config.model_type)
+      end
+    end
+    local lineage = {}
+    local record = file.join(dir, "espalier.json")
+    if file.kind(record) then lineage = json.read(record).lineage or {} end
+    return models.new(shape, { weights = weights, config = config, source = dir, lineage = lineage })
+  end)
+end
+
+-- ---- out ----
+
+-- A fixed batch for the comparison: ids spread over the vocabulary.
+local function probe(s)
+  local rows, length = {}, math.min(16, s.context)
+  for b = 1, 2 do
+    rows[b] = {}
+    for t = 1, length do rows[b][t] = (b * 7919 + t * 104729) % s.vocab end
+  end
+  return rows
+end
+
+-- Largest difference between two tensors of one shape.
+local function largest_difference(a, b)
+  return tape.no_grad(tape.scope, function()
+    local d = (a - b):abs():view(-1)
+    return (d:max(0)):item()
+  end)
+end
+
+local function write_parts(model, dir, dtype)
+  local weights, names = {}, model:parameter_names()
+  for name, t in pairs(model:parameters()) do
+    M.check_finite(name, t, "save")
+    weights[name] = tensor.to(t, dtype)
+  end
+  safetensors.write(file.join(dir, "model.safetensors"), weights, { order = names, metadata = { format = "pt" } })
+  json.write(file.join(dir, "config.json"), shapes.to_config(model.shape, model.config, dtype))
+  local has_generation
+  if model.source and file.kind(model.source) == "folder" then
+    for _, name in ipairs(M.tokenizer_files) do
+      local from = file.join(model.source, name)
+      if file.kind(from) == "file" then
+        file.copy(from, file.join(dir, name))
+        has_generation = has_generation or name == "generation_config.json"
+      end
+    end
+  elseif model.tokenizer and model.tokenizer.files then
+    for _, from in ipairs(model.tokenizer:files()) do file.copy(from, file.join(dir, file.name(from))) end
+  end
+  if not has_generation then json.write(file.join(dir, "generation_config.json"), { _from_model_config = true }) end
+end
+
+local function prepare(dir)
+  local kind = file.kind(dir)
+  if kind == "folder" and #file.list(dir) > 0 and not file.kind(file.join(dir, "espalier.json")) then
+    fail("save: %s is not empty and was not written by espalier; name another folder", dir)
+  elseif kind == "file" then
+    fail("save: %s is a file; name a folder", dir)
+  end
+  local parent = dir:gsub("/+$", ""):match "^(.*)/[^/]*$"
+  if parent and parent ~= "" then file.make(parent) end
+end
+
+--- Writes the model as a Hugging Face folder: beside its name first, reloaded, logits compared on a fixed batch, then put in place.
+-- opt.dtype: "f32" (default), "bf16" or "f16"; the comparison is with the model rounded to it. Returns the largest difference of a logit.
+function M.save(model, dir, opt)
+  opt = options.check("model:save", opt, { dtype = { "string", one_of = { "f32", "bf16", "f16" }, default = "f32" },
+    quiet = { "bool", default = false } })
+  dir = dir:gsub("/+$", "")
+  prepare(dir)
+  local part = dir .. ".part-" .. core.C.esp_process_id()
+  file.remove(part)
+  file.make(part)
+  local ok, result = pcall(tape.scope, function()
+    write_parts(model, part, opt.dtype)
+    local ids = probe(model.shape)
+    local rounded = opt.dtype == "f32" and model or model:clone { dtype = opt.dtype == "f16" and "f32" or opt.dtype }
+    if opt.dtype == "f16" then rounded.decoder:replace(function(_, t) return tensor.to(tensor.to(t, "f16"), "f32") end) end
+    local difference = largest_difference(rounded:logits(ids), M.load(part):logits(ids))
+    if not (difference <= 1e-4) then
+      fail("save: the written folder gives logits that differ by %g, want at most 1e-4; nothing was put in place", difference)
+    end
+    json.write(file.join(part, "espalier.json"), { lineage = json.array { unpack(model.lineage) }, largest_logit_difference = difference,
+      dtype = opt.dtype })
+    return difference
+  end)
+  if not ok then
+    file.remove(part)
+    error(result, 0)
+  end
+  local old = file.kind(dir) and dir .. ".old-" .. core.C.esp_process_id()
+  if old then file.rename(dir, old) end
+  file.rename(part, dir)
+  if old then file.remove(old) end
+  if not opt.quiet then print(string.format("wrote %s (%s); reloaded, largest difference of a logit %.2g", dir, opt.dtype, result)) end
+  return result
+end
+
+return M
