@@ -1,0 +1,119 @@
+--- Tokenizers: sentencepiece .model, llama2.c .bin, tokenizer.json; opened from a file or found in a model's folder.
+
+local core = require "espalier.ffi"
+local file = require "espalier.io.file"
+local json = require "espalier.io.json"
+local fail = require "espalier.fail"
+
+local C = core.C
+local M = {}
+local Tokenizer = {}
+Tokenizer.__index = Tokenizer
+
+-- The tokenizer's file in a folder, the richest kind first.
+local function find(dir)
+  for _, name in ipairs { "tokenizer.json", "tokenizer.model", "tokenizer.bin" } do
+    if file.kind(file.join(dir, name)) == "file" then return file.join(dir, name) end
+  end
+  for _, ending in ipairs { "%.model$", "%.bin$" } do
+    for _, name in ipairs(file.list(dir)) do
+      if name:match "^tok" and name:match(ending) then return file.join(dir, name) end
+    end
+  end
+  fail("%s holds no tokenizer (tokenizer.json, a sentencepiece .model or a llama2.c tokenizer.bin)", dir)
+end
+
+-- What tokenizer_config.json says of a special token: a text, or an object with its content.
+local function special_id(t, config, name)
+  local v = config[name]
+  if type(v) == "table" and v ~= json.null then v = v.content end
+  if type(v) ~= "string" then return nil end
+  return t:id(v)
+end
+
+local function negative_is_nil(id)
+  return id >= 0 and id or nil
+end
+
+--- Opens a tokenizer: a file, a folder that holds one, or a llama2.c checkpoint with one beside it. opt.vocab: pieces of a llama2.c .bin.
+-- tok.vocab, tok.kind; tok.bos, tok.eos, tok.unk: ids or nil; tok.add_bos: does the family begin texts with bos?
+function M.load(path, opt)
+  local kind, dir = file.kind(path), nil
+  if not kind then fail("tokenizer: there is no '%s'", tostring(path)) end
+  if kind == "folder" then dir = path
+  elseif path:match "%.bin$" and not file.name(path):match "^tok" then dir = path:match "^(.*)/[^/]*$" or "." end
+  local from = dir and find(dir) or path
+  local out = core.new "esp_tokenizer *[1]"
+  core.try(C.esp_tokenizer_load(out, from, opt and opt.vocab or 0))
+  local c = core.gc(out[0], C.esp_tokenizer_free)
+  local t = setmetatable({ c = c, path = from, vocab = tonumber(C.esp_tokenizer_vocab(c)), kind = core.string(C.esp_tokenizer_kind(c)) }, Tokenizer)
+  t.bos, t.eos = negative_is_nil(C.esp_tokenizer_special(c, "bos")), negative_is_nil(C.esp_tokenizer_special(c, "eos"))
+  t.unk = negative_is_nil(C.esp_tokenizer_special(c, "unk"))
+  t.add_bos = t.kind ~= "byte-level BPE" or t:id "<|begin_of_text|>" ~= nil
+  local config_path = (from:match "^(.*)/[^/]*$" or ".") .. "/tokenizer_config.json"
+  if file.kind(config_path) == "file" then
+    local config = json.read(config_path)
+    t.bos, t.eos = special_id(t, config, "bos_token") or t.bos, special_id(t, config, "eos_token") or t.eos
+    if type(config.add_bos_token) == "boolean" then t.add_bos = config.add_bos_token end
+  end
+  return t
+end
+
+--- ids of a text, a list. opt.bos: put bos in front; opt.eos: put eos behind; opt.special: find special tokens written in the text.
+function Tokenizer:encode(text, opt)
+  if type(text) ~= "string" then fail("encode: the text is %s, want a string", type(text)) end
+  opt = opt or {}
+  local out, n = core.new "int32_t *[1]", core.new "int64_t[1]"
+  core.try(C.esp_tokenizer_encode(out, n, self.c, text, #text, opt.special and 1 or 0))
+  local ids, p = {}, out[0]
+  if opt.bos and self.bos then ids[1] = self.bos end
+  local shift = #ids
+  for i = 1, tonumber(n[0]) do ids[shift + i] = p[i - 1] end
+  C.esp_buffer_free(p)
+  if opt.eos and self.eos then ids[#ids + 1] = self.eos end
+  return ids
+end
+
+--- Text of ids. opt.special: write control tokens too; opt.first = false: the text goes on (a leading space of sentencepiece stays).
+function Tokenizer:decode(ids, opt)
+  opt = opt or {}
+  local n = #ids
+  local array = core.new("int32_t[?]", math.max(n, 1))
+  for i = 1, n do array[i - 1] = ids[i] end
+  local out, bytes = core.new "char *[1]", core.new "int64_t[1]"
+  core.try(C.esp_tokenizer_decode(out, bytes, self.c, array, n, opt.special and 1 or 0, opt.first == false and 0 or 1))
+  return core.buffer(out[0], bytes[0])
+end
+
+--- The piece of an id as it is stored, or nil.
+function Tokenizer:piece(id)
+  local n = core.new "int64_t[1]"
+  local p = C.esp_tokenizer_piece(self.c, id, n)
+  return p ~= nil and core.string(p, n[0]) or nil
+end
+
+--- The id of a piece, or nil.
+function Tokenizer:id(piece)
+  return negative_is_nil(C.esp_tokenizer_id(self.c, piece, #piece))
+end
+
+--- The files that make this tokenizer: copied when a model is saved.
+function Tokenizer:files()
+  local list, dir = { self.path }, self.path:match "^(.*)/[^/]*$" or "."
+  for _, name in ipairs { "tokenizer_config.json", "special_tokens_map.json" } do
+    if file.kind(dir .. "/" .. name) == "file" then list[#list + 1] = dir .. "/" .. name end
+  end
+  return list
+end
+
+--- Content hash of the tokenizer's file.
+function Tokenizer:hash()
+  self.sum = self.sum or file.hash(self.path)
+  return self.sum
+end
+
+function Tokenizer:__tostring()
+  return string.format("tokenizer: %s, %d pieces (%s)", self.kind, self.vocab, self.path)
+end
+
+return M
