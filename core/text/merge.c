@@ -111,7 +111,8 @@ static int put(esp_ids *out, const merger *m, const symbol *s)
         int32_t id = t->byte_id[(unsigned char)m->text[s->at + i]];
         if (id < 0) {
             if (t->unk < 0) return esp_fail(ESP_EARG, "tokenizer: the text holds a character that is not in the vocabulary, which has no unknown piece");
-            return esp_ids_push(out, t->unk);
+            /* A run of unknown characters is one unknown piece. */
+            return out->count && out->id[out->count - 1] == t->unk ? ESP_OK : esp_ids_push(out, t->unk);
         }
         TRY(esp_ids_push(out, id));
     }

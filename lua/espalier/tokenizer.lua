@@ -16,9 +16,13 @@ local function find(dir)
     if file.kind(file.join(dir, name)) == "file" then return file.join(dir, name) end
   end
   for _, ending in ipairs { "%.model$", "%.bin$" } do
+    -- A checkpoint may be called tok-something too; the tokenizer is the smallest.
+    local best
     for _, name in ipairs(file.list(dir)) do
-      if name:match "^tok" and name:match(ending) then return file.join(dir, name) end
+      local path = file.join(dir, name)
+      if name:match "^tok" and name:match(ending) and (not best or file.size(path) < file.size(best)) then best = path end
     end
+    if best then return best end
   end
   fail("%s holds no tokenizer (tokenizer.json, a sentencepiece .model or a llama2.c tokenizer.bin)", dir)
 end
@@ -35,14 +39,12 @@ local function negative_is_nil(id)
   return id >= 0 and id or nil
 end
 
---- Opens a tokenizer: a file, a folder that holds one, or a llama2.c checkpoint with one beside it. opt.vocab: pieces of a llama2.c .bin.
+--- Opens a tokenizer: a file, or a folder that holds one. opt.vocab: pieces of a llama2.c .bin.
 -- tok.vocab, tok.kind; tok.bos, tok.eos, tok.unk: ids or nil; tok.add_bos: does the family begin texts with bos?
 function M.load(path, opt)
-  local kind, dir = file.kind(path), nil
+  local kind = file.kind(path)
   if not kind then fail("tokenizer: there is no '%s'", tostring(path)) end
-  if kind == "folder" then dir = path
-  elseif path:match "%.bin$" and not file.name(path):match "^tok" then dir = path:match "^(.*)/[^/]*$" or "." end
-  local from = dir and find(dir) or path
+  local from = kind == "folder" and find(path) or path
   local out = core.new "esp_tokenizer *[1]"
   core.try(C.esp_tokenizer_load(out, from, opt and opt.vocab or 0))
   local c = core.gc(out[0], C.esp_tokenizer_free)

@@ -7,6 +7,7 @@ local tape = require "espalier.tape"
 local nn = require "espalier.nn"
 local shapes = require "espalier.models.shape"
 local quantity = require "espalier.quantity"
+local file = require "espalier.io.file"
 local fail = require "espalier.fail"
 
 local Model = {}
@@ -50,7 +51,9 @@ end
 function Model:tok()
   if not self.tokenizer then
     if not self.source then fail("this model has no tokenizer") end
-    self.tokenizer = require("espalier.tokenizer").load(self.source, { vocab = self.shape.vocab })
+    -- A checkpoint in one file has its tokenizer beside it.
+    local dir = file.kind(self.source) == "file" and (self.source:match "^(.*)/[^/]*$" or ".") or self.source
+    self.tokenizer = require("espalier.tokenizer").load(dir, { vocab = self.shape.vocab })
   end
   return self.tokenizer
 end

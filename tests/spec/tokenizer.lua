@@ -1,0 +1,64 @@
+--- Tokenizers against the vectors of llama.cpp and against each other; hostile files.
+
+local t = ...
+local esp = require "espalier"
+
+-- Cases of an .inp file and the ids of the .out file.
+local function vectors(base)
+  local inp, out = t.read(t.shared(base .. ".inp")), t.read(t.shared(base .. ".out"))
+  local cases, wanted = {}, {}
+  for case in (inp .. "\n__ggml_vocab_test__\n"):gmatch "(.-)\n__ggml_vocab_test__\n" do cases[#cases + 1] = case end
+  for line in out:gmatch "([^\n]*)\n" do
+    local ids = {}
+    for id in line:gmatch "%d+" do ids[#ids + 1] = tonumber(id) end
+    wanted[#wanted + 1] = ids
+  end
+  return cases, wanted
+end
+
+local function check(tok, base)
+  local cases, wanted = vectors(base)
+  t.ok(#cases >= #wanted and #wanted > 20, "fewer cases than expected")
+  for i, ids in ipairs(wanted) do
+    t.equal(tok:encode(cases[i]), ids, string.format("case %d %q", i, cases[i]))
+    t.equal(tok:decode(ids), cases[i], "decoded case " .. i)
+  end
+end
+
+t.test("sentencepiece model gives the ids of LLaMA 2", function()
+  check(esp.tokenizer.load(t.shared "data/tokenizers/llama2/tokenizer.model"), "data/tokenizers/llama2/ggml-vocab-llama-spm.gguf")
+end)
+
+t.test("tokenizer.json gives the ids of LLaMA 2", function()
+  check(esp.tokenizer.load(t.shared "data/tokenizers/llama2/hf_tokenizer.json"), "data/tokenizers/llama2/ggml-vocab-llama-spm.gguf")
+end)
+
+t.test("tokenizer.json gives the ids of GPT-2", function()
+  check(esp.tokenizer.load(t.shared "data/tokenizers/gpt2/hf_tokenizer.json"), "data/tokenizers/gpt2/ggml-vocab-gpt-2.gguf")
+end)
+
+t.test("llama2.c .bin and sentencepiece .model agree", function()
+  local a = esp.tokenizer.load(t.shared "data/models/stories260K/tok512.model")
+  local b = esp.tokenizer.load(t.shared "data/models/stories260K/tok512.bin", { vocab = 512 })
+  local text = t.read(t.shared "data/models/stories260K/expected_greedy_200.txt")
+  t.equal(a:encode(text), b:encode(text))
+  t.equal(a:decode(a:encode "Tim & Léa said \"hi\" 42 times."), "Tim & Léa said \"hi\" 42 times.")
+end)
+
+t.test("damaged tokenizers are refused in one sentence", function()
+  local dir = t.folder()
+  local function refused(name, content, part)
+    t.write(dir .. "/" .. name, content)
+    t.fails(part, esp.tokenizer.load, dir .. "/" .. name)
+  end
+  refused("a.model", "\10\255\255\255\255\15", "no whole sentencepiece model")
+  refused("a.model", "", "no pieces")
+  refused("tok.bin", "\1\0\0\0\0\0\128\63\255\255\255\127", "has 2147483647 bytes")
+  refused("a.json", "[]", "no JSON object")
+  refused("a.json", '{"model":{"type":"WordPiece"}}', "'WordPiece', want BPE")
+  refused("a.json", '{"model":{"type":"BPE","vocab":{"a":0},"merges":["a b"]}}', "not in the vocabulary")
+  refused("a.json", '{"model":{"type":"BPE","vocab":{"a":0,"b":0},"merges":[]}}', "same id")
+  refused("a.json", '{"model":{"type":"BPE","vocab":{"a":0},"merges":[]},"pre_tokenizer":{"type":"Mystery"}}', "'Mystery'")
+  refused("a.json", '{"model":{"type":"BPE","vocab":{"a":0},"merges":[]},"normalizer":{"type":"Odd"}}', "'Odd'")
+  refused("a.txt", "", "no tokenizer by its name")
+end)
