@@ -72,7 +72,7 @@ for name in ffi.string(C.esp_op_names()):gmatch "[^\n]+" do
 end
 
 -- What files that wrap objects of the core need of ffi.
-M.new, M.cast, M.gc, M.copy, M.sizeof, M.string, M.istype, M.typeof = ffi.new, ffi.cast, ffi.gc, ffi.copy, ffi.sizeof, ffi.string, ffi.istype, ffi.typeof
+M.new, M.cast, M.gc, M.copy, M.sizeof, M.string, M.typeof = ffi.new, ffi.cast, ffi.gc, ffi.copy, ffi.sizeof, ffi.string, ffi.typeof
 
 function M.is_null(pointer)
   return pointer == nil

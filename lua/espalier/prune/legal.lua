@@ -1,0 +1,101 @@
+--- Which shapes can be cut from a shape: sizes asked for are checked before anything is touched; a refusal names the nearest legal ones.
+
+local shapes = require "espalier.models.shape"
+local options = require "espalier.options"
+local fail = require "espalier.fail"
+
+local M = {}
+
+--- The options that say what is to be cut, for esp.prune and esp.plan.
+M.options = {
+  hidden = { "int", help = "embedding channels to keep" }, ffn = { "int", help = "neurons to keep in each MLP" },
+  heads = { "int", help = "attention heads to keep in each layer" }, kv_heads = { "int", help = "key/value heads to keep in each layer" },
+  layers = { "int", help = "layers to keep" }, drop = { "list", help = "layers to drop, counted from 0" },
+  drop_attention = { "list", help = "layers that lose their attention" }, drop_mlp = { "list", help = "layers that lose their MLP" },
+}
+
+function M.merged(more)
+  local all = {}
+  for k, v in pairs(M.options) do all[k] = v end
+  for k, v in pairs(more) do all[k] = v end
+  return all
+end
+
+local function largest(s, axis)
+  local v = s[axis]
+  return type(v) == "table" and math.max(unpack(v)) or v
+end
+
+local function within(what, name, value, most)
+  if value < 1 or value > most then fail("%s: %s = %d, want 1 to %d (what the model has)", what, name, value, most) end
+end
+
+-- Layers of a list as a set, each inside the model.
+local function layer_set(what, name, list, layers)
+  local set = {}
+  for _, l in ipairs(list or {}) do
+    if type(l) ~= "number" or l ~= math.floor(l) or l < 0 or l >= layers then
+      fail("%s: %s names layer %s, want 0 to %d", what, name, tostring(l), layers - 1)
+    end
+    set[l] = true
+  end
+  return set
+end
+
+--- Checks the sizes against a shape and returns which layers the lists name: { drop, drop_attention, drop_mlp } as sets.
+function M.check(what, s, opt)
+  for _, axis in ipairs { "hidden", "ffn", "heads", "kv_heads" } do
+    if opt[axis] then within(what, axis, opt[axis], largest(s, axis)) end
+  end
+  if opt.layers and opt.drop then fail("%s: both layers and drop are given; name one", what) end
+  if opt.layers then within(what, "layers", opt.layers, s.layers) end
+  if opt.heads or opt.kv_heads then
+    local groups = opt.kv_heads or largest(s, "kv_heads")
+    local each = largest(s, "heads") / largest(s, "kv_heads")
+    local heads = opt.heads or each * groups
+    if heads % groups ~= 0 or heads / groups > each then
+      local low = math.max(1, math.floor(heads / groups)) * groups
+      local high = math.min(math.ceil(heads / groups), each) * groups
+      fail("%s: heads = %d with %d kv_heads; each group keeps as many heads, at most %d: the nearest legal are %d and %d", what, heads, groups, each,
+        math.min(low, high), high)
+    end
+  end
+  local sets = {}
+  for _, name in ipairs { "drop", "drop_attention", "drop_mlp" } do sets[name] = layer_set(what, name, opt[name], s.layers) end
+  local dropped = 0
+  for _ in pairs(sets.drop) do dropped = dropped + 1 end
+  if dropped == s.layers then fail("%s: drop names every layer; at least one must stay", what) end
+  return sets
+end
+
+--- The shape that is left. kept_layers: the layers that stay, counted from 0 (all where nil).
+function M.result(s, opt, sets, kept_layers)
+  local new = shapes.copy(s)
+  new.hidden = opt.hidden or s.hidden
+  if not kept_layers then
+    kept_layers = {}
+    for l = 0, s.layers - 1 do if not sets.drop[l] then kept_layers[#kept_layers + 1] = l end end
+    -- A number of layers without scores: which ones does not matter for a plan of equal layers.
+    while opt.layers and #kept_layers > opt.layers do kept_layers[#kept_layers] = nil end
+  end
+  local lists = { ffn = {}, heads = {}, kv_heads = {} }
+  for i, l in ipairs(kept_layers) do
+    local f, h, g = shapes.at(s, "ffn", l), shapes.at(s, "heads", l), shapes.at(s, "kv_heads", l)
+    if sets.drop_mlp[l] then f = 0 end
+    if sets.drop_attention[l] then h, g = 0, 0 end
+    local keep_g = g > 0 and (opt.kv_heads or g) or 0
+    lists.ffn[i] = f > 0 and math.min(opt.ffn or f, f) or 0
+    lists.heads[i] = h > 0 and (opt.heads or h / g * keep_g) or 0
+    lists.kv_heads[i] = keep_g
+  end
+  new.layers = #kept_layers
+  for axis, list in pairs(lists) do new[axis] = shapes.uniform(list) end
+  return shapes.check(new, "prune"), kept_layers
+end
+
+--- Checked options of a call.
+function M.parse(what, opt, more)
+  return options.check(what, opt, M.merged(more or {}))
+end
+
+return M
