@@ -37,7 +37,7 @@ end
 local function sorted(t)
   local names = {}
   for name in pairs(t) do names[#names + 1] = name end
-  table.sort(names)
+  table.sort(names, function(a, b) return tostring(a) < tostring(b) end)
   return names
 end
 
@@ -101,7 +101,8 @@ function M.check(what, given, spec)
   local out = {}
   for _, name in ipairs(sorted(given)) do
     if not spec[name] then
-      local names = sorted(spec)
+      local names = {}
+      for _, known in ipairs(sorted(spec)) do if type(known) == "string" then names[#names + 1] = known end end
       local near = type(name) == "string" and M.nearest(name, names)
       fail("%s: unknown option '%s'%s", what, tostring(name), near and ("; did you mean '" .. near .. "'?")
         or "; the options are " .. table.concat(names, ", "))

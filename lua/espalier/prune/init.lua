@@ -59,6 +59,8 @@ local function changes(s, opt)
   local sizes = {}
   for _, axis in ipairs { "hidden", "layers" } do if opt[axis] and opt[axis] < s[axis] then sizes[axis] = opt[axis] end end
   sizes.ffn, sizes.heads, sizes.kv_heads = opt.ffn, opt.heads, opt.kv_heads
+  -- Sets that are given replace the ranking's.
+  for axis in pairs(opt.keep or {}) do sizes[axis] = nil end
   return sizes
 end
 

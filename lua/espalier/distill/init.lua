@@ -1,0 +1,156 @@
+--- Retraining: esp.distill (teacher and student) and esp.train (cross-entropy alone).
+
+local tensor = require "espalier.tensor"
+local tape = require "espalier.tape"
+local core = require "espalier.ffi"
+local file = require "espalier.io.file"
+local loop = require "espalier.distill.loop"
+local losses = require "espalier.loss"
+local schedules = require "espalier.schedule"
+local shapes = require "espalier.models.shape"
+local options = require "espalier.options"
+local budget = require "espalier.budget"
+local plan = require "espalier.plan"
+local fail = require "espalier.fail"
+
+local M = {}
+local Run = {}
+Run.__index = Run
+
+local spec = {
+  data = { "table", required = true }, loss = { "table" }, schedule = { "table" }, batch = { "int", default = 8 },
+  accumulate = { "int", default = 1 }, tokens = { "tokens" }, steps = { "int" }, clip = { "number", default = 1 },
+  betas = { "list", default = { 0.9, 0.95 } }, eps = { "number", default = 1e-8 }, decay = { "number", default = 0.1 },
+  seed = { "int", default = 0 }, order = { "string", default = "shuffled", one_of = { "shuffled", "sequential" } }, out = { "path" },
+  held_out = { "table" }, evaluate_every = { "int" }, checkpoint_every = { "int", default = 1000 }, time = { "seconds" },
+  quiet = { "bool", default = false },
+}
+
+-- XXH3 over names and weights: what a run began with.
+local function weights_hash(model)
+  local parts = {}
+  for _, name in ipairs(model:parameter_names()) do
+    local t = tensor.contiguous(model:parameters()[name])
+    local hex = core.new "char[33]"
+    core.try(core.C.esp_hash(hex, t:data(), t:count() * (t.dtype == "f32" and 4 or 2)))
+    parts[#parts + 1] = name .. core.string(hex)
+  end
+  return file.hash_text(table.concat(parts))
+end
+
+-- What distinguishes one run from another, as texts and numbers.
+local function asked(o, student)
+  local a = { loss = o.loss.name, schedule = o.schedule.name, student = weights_hash(student), shape = shapes.text(student.shape),
+    teacher = o.teacher and weights_hash(o.teacher) or "none", data = o.data:digest(), seq = o.data.seq, rows = o.data:rows(),
+    betas = table.concat(o.betas, ","), held_out = o.held_out and o.held_out:digest() or "none" }
+  for _, name in ipairs { "batch", "accumulate", "steps", "clip", "eps", "decay", "seed", "order" } do a[name] = o[name] end
+  return a
+end
+
+local function take_split(o)
+  if o.data.train then
+    o.held_out = o.held_out or o.data.held_out
+    o.data = o.data.train
+  end
+  if not o.data.bind then fail("the data is a table without rows; open it with esp.data.open") end
+end
+
+local function prepare(what, o, student)
+  take_split(o)
+  local tok = o.data.tokenizer or (not o.data.flat and student:tok()) or nil
+  o.data:bind(tok, student.shape.context)
+  if tok and tok.vocab > student.shape.vocab then
+    fail("%s: the tokenizer has %d pieces, the model's vocabulary %d", what, tok.vocab, student.shape.vocab)
+  end
+  if o.held_out then
+    o.held_out:bind(tok, student.shape.context)
+    require("espalier.data").refuse_overlap(o.data, o.held_out, what)
+  end
+  if o.data.seq > student.shape.context then fail("%s: rows of %d tokens, the student's context is %d", what, o.data.seq, student.shape.context) end
+  if o.steps and o.tokens then fail("%s: both steps and tokens are given; name one", what) end
+  if not (o.steps or o.tokens) then fail("%s: option 'tokens' (or 'steps') is missing", what) end
+  o.steps = o.steps or math.max(1, math.floor(o.tokens / (o.batch * o.accumulate * o.data.seq) + 0.5))
+  o.schedule = o.schedule or schedules.cosine { peak = 1e-3, min = 1e-4, warmup = math.min(100, math.floor(o.steps / 10)) }
+  local parts, need = plan.distillation(o.teacher and o.teacher.shape or student.shape, student.shape, o.batch, o.data.seq), 0
+  for _, bytes in pairs(parts) do need = need + bytes end
+  local fits = math.floor(o.batch * (tonumber(core.C.esp_memory_available()) - (need - parts.activations)) / parts.activations)
+  budget.refuse_if_too_big(what, need, fits >= 1 and string.format("batch = %d with accumulate = %d would fit", fits, math.ceil(o.batch / fits))
+    or "no batch fits; prune more, or shorten the rows")
+end
+
+local function finished(dir, o, store, student)
+  local model = require("espalier.models.huggingface").load(file.join(dir, "model"))
+  model.tokenizer = student.tokenizer or o.data.tokenizer
+  return setmetatable({ model = model, out = dir, done_before = true, steps = store.metrics, evaluations = store.evaluations,
+    nll = store.done.nll, interval = store.done.interval }, Run)
+end
+
+local function run(what, o, student)
+  prepare(what, o, student)
+  local store
+  if o.out then
+    store = require("espalier.run.store").open(o.out, asked(o, student))
+    if store.done and file.kind(file.join(o.out, "model/config.json")) then
+      store:close()
+      if not o.quiet then print(o.out .. ": this run is done") end
+      return finished(o.out, o, store, student)
+    end
+  end
+  local model = student:clone()
+  local ok, metrics, evaluations = pcall(tape.outside_scopes, loop.run, o, model, store)
+  if not ok then
+    if store then store:close() end
+    error(metrics, 0)
+  end
+  model.lineage[#model.lineage + 1] = { step = what, steps = o.steps, loss = o.loss.name,
+    tokens = o.steps * o.batch * o.accumulate * o.data.seq }
+  model.tokenizer = model.tokenizer or o.data.tokenizer
+  local last = evaluations[o.steps]
+  local result = setmetatable({ model = model, out = o.out, steps = metrics, evaluations = evaluations, nll = last and last.nll,
+    interval = last and last.interval }, Run)
+  if store then
+    model:save(file.join(o.out, "model"), { quiet = o.quiet })
+    store:finish { nll = last and last.nll, interval = last and last.interval, loss = metrics[o.steps].loss }
+    store:close()
+  end
+  return result
+end
+
+--- Trains a copy of `student` towards `teacher`: esp.distill{ teacher, student, data, .. } -> run; run.model is the trained student, also where the
+-- run was resumed or already done; `student` itself never changes.
+-- data: of esp.data (or its split, whose held_out is then scored); loss (esp.loss.kl()); schedule (cosine from 1e-3); batch rows, accumulate;
+-- tokens or steps; clip 1; betas 0.9 0.95; eps 1e-8; decay 0.1 (matrices only); seed; order "shuffled" or "sequential"; out: folder of the run;
+-- evaluate_every, checkpoint_every steps; time: cap ("10min"), then stopped as by an interrupt.
+-- Errors: what cannot fit in memory (naming a batch that would), held-out documents in the training data, a NaN loss, other options on a
+-- run's folder.
+function M.distill(opt)
+  local own = { teacher = { "model", required = true }, student = { "model", required = true } }
+  for k, v in pairs(spec) do own[k] = v end
+  local o = options.check("esp.distill", opt, own)
+  if o.teacher.shape.vocab ~= o.student.shape.vocab then
+    fail("esp.distill: the teacher's vocabulary has %d entries, the student's %d; they must be the same", o.teacher.shape.vocab,
+      o.student.shape.vocab)
+  end
+  o.loss = o.loss or losses.kl()
+  return run("esp.distill", o, o.student)
+end
+
+--- The same loop with cross-entropy and no teacher: esp.train{ model, data, .. } -> run.
+function M.train(opt)
+  local own = { model = { "model" }, [1] = { "model" } }
+  for k, v in pairs(spec) do own[k] = v end
+  local o = options.check("esp.train", opt, own)
+  local model = o.model or o[1] or fail("esp.train: option 'model' is missing")
+  o.loss = o.loss or losses.ce()
+  if o.loss.teacher then fail("esp.train: the loss %s needs a teacher; use esp.distill", o.loss.name) end
+  return run("esp.train", o, model)
+end
+
+function Run:__tostring()
+  local last, best = nil, -1
+  for step, m in pairs(self.steps) do if step > best then last, best = m, step end end
+  return string.format("run%s: %d steps, loss %.4f%s", self.out and " " .. self.out or "", best, last and last.loss or 0 / 0,
+    self.nll and string.format(", held-out NLL %.4f +- %.4f", self.nll, self.interval) or "")
+end
+
+return M

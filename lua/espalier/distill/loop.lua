@@ -1,0 +1,134 @@
+--- The training loop that distillation and plain training share: rows in order, loss through the heads, AdamW, checkpoints, resume.
+--
+-- A step is a function of (parameters, moments, step number): rows follow from the step and the seed, so a run that was killed and goes on from a
+-- checkpoint makes the same bits.
+
+local tensor = require "espalier.tensor"
+local tape = require "espalier.tape"
+local core = require "espalier.ffi"
+local head = require "espalier.loss.head"
+local adamw = require("espalier.optim").adamw
+local progress = require "espalier.progress"
+local budget = require "espalier.budget"
+local evaluation = require "espalier.eval"
+local quantity = require "espalier.quantity"
+local fail = require "espalier.fail"
+
+local C = core.C
+local M = {}
+
+-- Rows of step (from 1): the order of each epoch is drawn anew, or is that of the data.
+local function rows_of(o, step, order)
+  local rows, count, list = o.data:rows(), o.batch * o.accumulate, {}
+  for i = 0, count - 1 do
+    local k = (step - 1) * count + i
+    local epoch, at = math.floor(k / rows), k % rows
+    if o.order == "sequential" then
+      list[i + 1] = at
+    else
+      if order.epoch ~= epoch then order.epoch, order.list = epoch, o.data:order(epoch, o.seed) end
+      list[i + 1] = order.list[at + 1]
+    end
+  end
+  return list
+end
+
+-- Hidden states [N,C] of a model, unrecorded.
+local function teacher_states(teacher, b)
+  return tape.no_grad(tape.scope, function()
+    local h = teacher:forward(b.ids, { first = b.first })
+    return tensor.view(h, { h.shape[1] * h.shape[2], h.shape[3] })
+  end)
+end
+
+-- Forward and backward of one part of a step's rows; counts are those of the whole step. Returns the loss's share.
+local function micro_step(o, model, b, counts)
+  return tape.scope(function()
+    local th = o.teacher and teacher_states(o.teacher, b)
+    local h = model:forward(b.ids, { first = b.first })
+    local N = h.shape[1] * h.shape[2]
+    local loss, exact = head.loss { hidden = h:view(N, h.shape[3]), weight = model:head(), target = tensor.view(b.target, { N }), valid = b.valid,
+      positions = counts.positions, predictions = math.max(1, counts.predictions), loss = o.loss, teacher_hidden = th,
+      teacher_weight = th and o.teacher:head() }
+    local value = exact:item()
+    if value == value and math.abs(value) < math.huge then loss:backward() end
+    return value
+  end)
+end
+
+local function one_step(o, model, optimizer, step, order)
+  local rows, parts, counts = rows_of(o, step, order), {}, { positions = 0, predictions = 0 }
+  for i = 0, o.accumulate - 1 do
+    local list = {}
+    for r = 1, o.batch do list[r] = rows[i * o.batch + r] end
+    parts[i + 1] = o.data:batch(list)
+    counts.positions = counts.positions + parts[i + 1].positions
+    counts.predictions = counts.predictions + parts[i + 1].predictions
+  end
+  optimizer:zero_grad()
+  local loss = 0
+  for _, b in ipairs(parts) do loss = loss + micro_step(o, model, b, counts) end
+  local rate = o.schedule.rate(step, o.steps)
+  if not (math.abs(loss) < math.huge) then fail("step %d: the loss is %s; the last checkpoint is kept", step, tostring(loss)) end
+  local norm = optimizer:step(step, rate)
+  if not (norm < math.huge) then fail("step %d: the norm of the gradients is %s; the last checkpoint is kept", step, tostring(norm)) end
+  return { step = step, loss = loss, norm = norm, lr = rate, tokens = counts.positions }
+end
+
+local function evaluate(o, model, step, store)
+  local sums, counts = evaluation.by_row(model, o.held_out, o.batch)
+  local nll, interval = evaluation.mean_with_interval(sums, counts)
+  local record = { step = step, nll = nll, interval = interval }
+  if store then store:evaluation(record) end
+  return record
+end
+
+--- Trains model (its own copy of the student) by the options o; store: the run's folder, or nil. Returns metrics by step and evaluations.
+function M.run(o, model, store)
+  local optimizer = adamw(model:parameter_names(), model:parameters(), { betas = o.betas, eps = o.eps, decay = o.decay, clip = o.clip })
+  local done = store and store:restore(optimizer) or 0
+  local metrics, evaluations, order = store and store.metrics or {}, store and store.evaluations or {}, {}
+  local label = o.teacher and "distill" or "train"
+  local bar = progress.new { label = label, total = o.steps, done = done, quiet = o.quiet }
+  local watch = budget.watch { what = label, steps = o.steps - done, time = o.time, quiet = o.quiet }
+  local start, published, saved = C.esp_clock(), C.esp_clock(), C.esp_clock()
+  local tokens = 0
+  for step = done + 1, o.steps do
+    local record = tape.scope(one_step, o, model, optimizer, step, order)
+    tokens = tokens + record.tokens
+    record.seconds = C.esp_clock() - start
+    metrics[step] = record
+    if store then store:step(record) end
+    bar:update(step, string.format("loss %.4f  %s tok/s", record.loss, quantity.show_count(tokens / record.seconds)))
+    local late = C.esp_clock() - saved > 60
+    local stop = C.esp_interrupted() ~= 0 or (o.time and C.esp_clock() - start > o.time)
+    if store and (step == o.steps or stop or late or step % o.checkpoint_every == 0) then
+      -- An interrupt must not keep the checkpoint from being written.
+      if stop then C.esp_interrupt_clear() end
+      store:checkpoint(step, optimizer)
+      saved = C.esp_clock()
+    end
+    if stop and step < o.steps then
+      bar:stop()
+      if store then store:publish() end
+      fail("stopped at step %d of %d%s", step, o.steps, store and "; the same command goes on from here" or "")
+    end
+    if o.held_out and o.evaluate_every and step % o.evaluate_every == 0 and step < o.steps then
+      evaluations[step] = evaluate(o, model, step, store)
+    end
+    if store and C.esp_clock() - published > 180 then
+      store:publish()
+      published = C.esp_clock()
+    end
+    if step == done + 1 then watch:step(1) end
+  end
+  if o.held_out then evaluations[o.steps] = evaluate(o, model, o.steps, store) end
+  for _, p in pairs(model:parameters()) do
+    p.requires_grad = nil
+    if p.grad then p.grad:free() end
+    p.grad = nil
+  end
+  return metrics, evaluations
+end
+
+return M

@@ -1,0 +1,122 @@
+--- Losses through the LM heads, in chunks of tokens: logits of one chunk exist at a time, forward and backward; no [tokens, vocab] tensor ever.
+--
+-- The gradients by hidden states and head are made in the forward pass, while a chunk's logits are there, and kept for backward, which scales
+-- them by what comes in.
+
+local tensor = require "espalier.tensor"
+local tape = require "espalier.tape"
+local ops = require "espalier.ops"
+local core = require "espalier.ffi"
+
+local c = core.ops
+local M = { chunk = 256 }
+
+-- A loss of the user's on one chunk: value added to total, gradient by the logits left in s (in place).
+local function token_term(term, s, t, weight, total, ds, first)
+  tape.scope(function()
+    local student = tensor.clone(s):requires_grad_()
+    local lt = t and tape.no_grad(ops.log_softmax, t)
+    local value = tape.scope(function()
+      local each = term.token(ops.log_softmax(student), lt, term.opt)
+      return (each * weight):sum() * term.scale
+    end)
+    local v = tensor.scalar(0)
+    c.total_acc(v.c, value.c)
+    total:fill(total:item() + v:item())
+    if not ds then return end
+    value:backward()
+    if first then ds:copy_from(student.grad) else c.scaled_acc(ds.c, student.grad.c, 1) end
+    student.grad:free()
+  end)
+end
+
+-- Loss terms of one chunk; ds (or nil) receives the gradient by the student's logits s. t: the teacher's logits.
+local function chunk_loss(e, part, s, t, ds, loss, total)
+  for i, term in ipairs(e.terms) do
+    local first = i == 1
+    if term.kind == "token" then
+      token_term(term, s, t, part(e.valid), total, ds, first)
+    else
+      local weight = part(term.weight)
+      if term.kind == "kl" then
+        c[first and "kl" or "kl_acc"](loss.c, ds and ds.c, s.c, t.c, weight.c, term.temperature)
+      else
+        c[first and "cross_entropy" or "cross_entropy_acc"](loss.c, ds and ds.c, s.c, part(e.target).c, weight.c)
+      end
+      c.total_acc(total.c, loss.c)
+    end
+  end
+end
+
+local row = { name = "head loss" }
+
+function row.forward(inputs, e, record)
+  local h, W = inputs[1], inputs[2]
+  local N, C = h.shape[1], h.shape[2]
+  local V, size = W.shape[1], math.min(M.chunk, N)
+  local total = tensor.zeros({}, "f64")
+  local dh = record and h.requires_grad and tensor.new { N, C }
+  local dW = record and W.requires_grad and tensor.zeros(W.shape)
+  local s_buffer, t_buffer, loss_buffer = tensor.new { size, V }, e.teacher_hidden and tensor.new { size, V }, tensor.new { size }
+  -- With one fused term the gradient overwrites the logits that it came from; several terms each need them.
+  local in_place = #e.terms == 1 and e.terms[1].kind ~= "token"
+  local d_buffer = record and not in_place and tensor.new { size, V }
+  for at = 0, N - 1, size do
+    local n = math.min(size, N - at)
+    local function part(x) return tensor.narrow(x, 0, at, n) end
+    local s, t = tensor.narrow(s_buffer, 0, 0, n), t_buffer and tensor.narrow(t_buffer, 0, 0, n)
+    c.linear(s.c, part(h).c, W.c)
+    if t then c.linear(t.c, part(e.teacher_hidden).c, e.teacher_weight.c) end
+    local ds = record and (in_place and s or tensor.narrow(d_buffer, 0, 0, n)) or nil
+    chunk_loss(e, part, s, t, ds, tensor.narrow(loss_buffer, 0, 0, n), total)
+    if dh then c.linear_dx(part(dh).c, ds.c, W.c) end
+    if dW then c.linear_dw_acc(dW.c, ds.c, part(h).c) end
+  end
+  for _, b in ipairs { s_buffer, loss_buffer } do b:free() end
+  if t_buffer then t_buffer:free() end
+  if d_buffer then d_buffer:free() end
+  local result = tensor.new {}
+  result:copy_from(total)
+  return result, record and { dh = dh or nil, dW = dW or nil }, total
+end
+
+function row.backward(dy, node, need, into)
+  local by, saved = dy:item(), node.saved
+  local dh, dW = need[1] and saved.dh or nil, need[2] and saved.dW or nil
+  if dW and into[2] then
+    c.scaled_acc(into[2].c, dW.c, by)
+    dW = true
+  elseif dW and by ~= 1 then
+    c.affine(dW.c, dW.c, by, 0)
+  end
+  if dh and by ~= 1 then c.affine(dh.c, dh.c, by, 0) end
+  -- What goes on to the inputs is theirs now.
+  node.saved = { dW = dW == true and saved.dW or nil }
+  return dh, dW
+end
+
+-- The weight of each token in a fused term: scale / count at the tokens that count, 0 elsewhere.
+local function weigh(mask, factor)
+  local w = tensor.new(mask.shape)
+  c.affine(w.c, mask.c, factor, 0)
+  return w
+end
+
+--- Loss (0-d f32 on the tape) of hidden states [N,C] through a head, and the same in f64. opt: hidden, weight; target i32 [N] (-1: no prediction);
+-- valid f32 [N] (0 at padding); positions, predictions: the counts to average over (kl and own losses over positions, ce over predictions);
+-- teacher_hidden, teacher_weight; loss: of esp.loss.
+function M.loss(opt)
+  local e = { terms = {}, target = opt.target, teacher_hidden = opt.teacher_hidden, teacher_weight = opt.teacher_weight,
+    valid = weigh(opt.valid, 1 / opt.positions) }
+  for i, term in ipairs(opt.loss.terms) do
+    local own = {}
+    for k, v in pairs(term) do own[k] = v end
+    -- Rows without a target count nothing in cross-entropy by themselves.
+    if term.kind == "kl" then own.weight = weigh(opt.valid, term.scale / opt.positions)
+    elseif term.kind == "ce" then own.weight = tensor.full(opt.valid.shape, term.scale / opt.predictions) end
+    e.terms[i] = own
+  end
+  return tape.apply(row, { n = 2, opt.hidden, opt.weight }, e)
+end
+
+return M
