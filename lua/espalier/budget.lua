@@ -20,8 +20,9 @@ function Watch:step(n)
   local spent = C.esp_clock() - self.start
   if n == 1 and not self.quiet and spent * (self.steps - 1) > 2 then
     local whole = spent * self.steps
-    print(string.format("%s: about %s for %d steps, peak memory %s%s", self.what, quantity.show_seconds(self.time and math.min(whole, self.time) or whole),
-      self.steps, quantity.show_bytes(tonumber(C.esp_rss_peak())), self.time and whole > self.time and "; the cap on time ends it early" or ""))
+    local expected = self.time and math.min(whole, self.time) or whole
+    print(string.format("%s: about %s for %d steps, peak memory %s%s", self.what, quantity.show_seconds(expected), self.steps,
+      quantity.show_bytes(tonumber(C.esp_rss_peak())), self.time and whole > self.time and "; the cap on time ends it early" or ""))
   end
   if C.esp_interrupted() ~= 0 then fail("interrupted") end
   return self.time and spent >= self.time or false

@@ -83,6 +83,9 @@ local function evaluate(o, model, step, store)
   return record
 end
 
+-- Inside a program Ctrl-C only sets a flag while fn runs, so that the loop can save before it stops.
+local host = package.loaded["espalier.host"]
+
 --- Trains model (its own copy of the student) by the options o; store: the run's folder, or nil. Returns metrics by step and evaluations.
 function M.run(o, model, store)
   local optimizer = adamw(model:parameter_names(), model:parameters(), { betas = o.betas, eps = o.eps, decay = o.decay, clip = o.clip })
@@ -93,8 +96,16 @@ function M.run(o, model, store)
   local watch = budget.watch { what = label, steps = o.steps - done, time = o.time, quiet = o.quiet }
   local start, published, saved = C.esp_clock(), C.esp_clock(), C.esp_clock()
   local tokens = 0
+  if host then host.graceful(true) end
   for step = done + 1, o.steps do
-    local record = tape.scope(one_step, o, model, optimizer, step, order)
+    local ok, record = pcall(tape.scope, one_step, o, model, optimizer, step, order)
+    if not ok then
+      if host then host.graceful(false) end
+      bar:stop()
+      if core.C.esp_interrupted() == 0 then error(record, 0) end
+      -- Interrupted inside a step: parameters are those of the step before or half new; the last checkpoint counts.
+      fail("interrupted in step %d of %d%s", step, o.steps, store and "; the same command goes on from the last checkpoint" or "")
+    end
     tokens = tokens + record.tokens
     record.seconds = C.esp_clock() - start
     metrics[step] = record
@@ -110,6 +121,7 @@ function M.run(o, model, store)
     end
     if stop and step < o.steps then
       bar:stop()
+      if host then host.graceful(false) end
       if store then store:publish() end
       fail("stopped at step %d of %d%s", step, o.steps, store and "; the same command goes on from here" or "")
     end
@@ -122,6 +134,7 @@ function M.run(o, model, store)
     end
     if step == done + 1 then watch:step(1) end
   end
+  if host then host.graceful(false) end
   if o.held_out then evaluations[o.steps] = evaluate(o, model, o.steps, store) end
   for _, p in pairs(model:parameters()) do
     p.requires_grad = nil

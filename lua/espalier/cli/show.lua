@@ -1,0 +1,71 @@
+--- Values and files for people to read.
+
+local file = require "espalier.io.file"
+local quantity = require "espalier.quantity"
+
+local M = {}
+
+local function sorted_keys(t)
+  local keys = {}
+  for k in pairs(t) do keys[#keys + 1] = k end
+  table.sort(keys, function(a, b)
+    if type(a) == type(b) and (type(a) == "number" or type(a) == "string") then return a < b end
+    return tostring(a) < tostring(b)
+  end)
+  return keys
+end
+
+--- A value as text: tables to depth 3 and twenty entries, all else by its own tostring.
+function M.value(v, depth)
+  depth = depth or 0
+  if type(v) == "string" then return depth == 0 and v or string.format("%q", v) end
+  local meta = getmetatable(v)
+  if type(v) ~= "table" or (meta and meta.__tostring) then return tostring(v) end
+  if depth == 3 then return "{ .. }" end
+  local parts, count = {}, 0
+  for _, k in ipairs(sorted_keys(v)) do
+    count = count + 1
+    if count > 20 then
+      parts[#parts + 1] = ".."
+      break
+    end
+    local text = M.value(v[k], depth + 1)
+    parts[#parts + 1] = type(k) == "number" and k == count and text or tostring(k) .. " = " .. text
+  end
+  if #parts == 0 then return "{}" end
+  return "{ " .. table.concat(parts, ", ") .. " }"
+end
+
+local function tensor_lines(names, describe)
+  local lines = {}
+  for _, name in ipairs(names) do
+    local shape, dtype = describe(name)
+    lines[#lines + 1] = string.format("%-60s %-6s [%s]", name, dtype, table.concat(shape, ", "))
+  end
+  return table.concat(lines, "\n")
+end
+
+--- What is in a file: safetensors, HDF5, JSON, a model folder, or a llama2.c checkpoint.
+function M.file(path)
+  local kind = file.kind(path)
+  if path:match "%.safetensors$" then
+    local f = require("espalier.io.safetensors").open(path)
+    return tensor_lines(f.names, function(name) return f:describe(name) end)
+  elseif path:match "%.h5$" then
+    local f = require("espalier.io.hdf5").open(path)
+    return tensor_lines(f.names, function(name)
+      local t = f:tensor(name)
+      return t.shape, t.dtype
+    end)
+  elseif path:match "%.json$" then
+    local json = require "espalier.io.json"
+    return json.encode(json.read(path), { indent = "  " })
+  end
+  if not kind then require "espalier.fail"("show: there is no '%s'", path) end
+  local model = require("espalier.models").load(path)
+  local lines = { tostring(model), "bytes in f32: " .. quantity.show_bytes(4 * require("espalier.models.shape").parameters(model.shape)) }
+  for i, step in ipairs(model.lineage) do lines[#lines + 1] = string.format("lineage %d: %s", i, M.value(step)) end
+  return table.concat(lines, "\n")
+end
+
+return M
