@@ -49,7 +49,8 @@ static int watch(lua_State *L)
 {
     if (lua_toboolean(L, 1)) {
         esp_interrupt_clear();
-        luaJIT_profile_start(L, "i10", on_timer, NULL);
+        /* "l": without it traces hold no check at all, and a compiled loop would never leave. */
+        luaJIT_profile_start(L, "li10", on_timer, NULL);
     } else {
         luaJIT_profile_stop(L);
         lua_sethook(L, NULL, 0, 0);
