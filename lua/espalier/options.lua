@@ -126,14 +126,15 @@ function M.parse(...)
   local spec = select(n, ...)
   if type(spec) ~= "table" then fail("esp.options: the last argument is %s, want the table of options", type(spec)) end
   if M.collect then M.collect(spec) end
-  local given = {}
-  for i = 1, n - 1 do
-    local arg = select(i, ...)
-    if type(arg) == "table" then
-      for k, v in pairs(arg) do given[k] = v end
+  local given, first, all = {}, ..., rawget(_G, "arg") or {}
+  -- Lua cuts `...` to its first value where more follows it; the others stand in `arg`.
+  local list = type(first) ~= "table" and first == all[1] and n == 2 and all or { unpack({ ... }, 1, n - 1) }
+  for _, one in ipairs(list) do
+    if type(one) == "table" then
+      for k, v in pairs(one) do given[k] = v end
     else
-      local name, value = tostring(arg):match "^([%w_]+)=(.*)$"
-      if not name then fail("'%s' is no option; write name=value", tostring(arg)) end
+      local name, value = tostring(one):match "^([%w_]+)=(.*)$"
+      if not name then fail("'%s' is no option; write name=value", tostring(one)) end
       if given[name] ~= nil then fail("option '%s' is given twice", name) end
       given[name] = value
     end

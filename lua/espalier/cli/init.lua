@@ -58,8 +58,7 @@ local function run_recipe(args)
   local path = args[1]
   local chunk, problem = loadfile(path)
   if not chunk then require "espalier.fail"("%s", problem) end
-  -- Metrics and losses of its own lie beside a recipe.
-  rawset(_G, "arg", args)
+  rawset(_G, "arg", { [0] = path, unpack(args, 2) })
   chunk(unpack(args, 2))
 end
 
@@ -91,12 +90,15 @@ local function dispatch(args)
     near and "; did you mean '" .. near .. "'?" or "; see espalier --help")
 end
 
+--- Exit code of a program that ran to its end: 1 where something failed on the way (a cell of a sweep) that stopped nothing else.
+M.status = 0
+
 --- Runs the program; returns its exit code.
 function M.main(...)
   local args = { ... }
   if #args == 0 then return require("espalier.cli.repl").run() end
   local ok, message = guarded(dispatch, args)
-  if ok then return 0 end
+  if ok then return M.status end
   io.stdout:flush()
   io.stderr:write("espalier: ", tostring(message), "\n")
   return tostring(message):find "interrupted" and 130 or 1

@@ -111,6 +111,7 @@ local function run(what, o, student)
   if store then
     model:save(file.join(o.out, "model"), { quiet = o.quiet })
     store:finish { nll = last and last.nll, interval = last and last.interval, loss = metrics[o.steps].loss }
+    require("espalier.report").run(o.out)
     store:close()
   end
   return result
