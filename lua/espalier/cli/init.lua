@@ -58,6 +58,9 @@ local function run_recipe(args)
   local path = args[1]
   local chunk, problem = loadfile(path)
   if not chunk then require "espalier.fail"("%s", problem) end
+  -- Modules of its own lie beside a recipe.
+  local folder = path:match "^(.*)/[^/]*$" or "."
+  package.path = folder .. "/?.lua;" .. folder .. "/?/init.lua;" .. package.path
   rawset(_G, "arg", { [0] = path, unpack(args, 2) })
   chunk(unpack(args, 2))
 end

@@ -8,6 +8,7 @@ local hdf5 = require "espalier.io.hdf5"
 local json = require "espalier.io.json"
 local shapes = require "espalier.models.shape"
 local options = require "espalier.options"
+local find = require "espalier.find"
 local fail = require "espalier.fail"
 
 local Statistics = {}
@@ -84,16 +85,7 @@ end
 -- ---- scores ----
 
 local function metric_named(metric)
-  if type(metric) == "table" then return metric end
-  for folder in ((os.getenv "ESPALIER_PATH" or "") .. ";"):gmatch "([^;:]*)[;:]" do
-    if folder ~= "" then
-      local chunk = loadfile(folder .. "/" .. metric .. ".lua")
-      if chunk then return chunk() end
-    end
-  end
-  local ok, found = pcall(require, "espalier.importance.metrics." .. metric)
-  if not ok then fail("stats: metric '%s' is not known (activation, magnitude, wanda, random, or a file in ESPALIER_PATH): %s", metric, found) end
-  return found
+  return type(metric) == "table" and metric or find("metrics", metric, "espalier.importance.metrics.")
 end
 
 -- Scores [n] of one site of one layer, a table of numbers.

@@ -4,6 +4,7 @@
 -- log-probabilities [n, vocab] of student and teacher into one value a token; chunks, averages and backward are made here (head.lua).
 
 local options = require "espalier.options"
+local find = require "espalier.find"
 local fail = require "espalier.fail"
 
 local M = {}
@@ -19,16 +20,13 @@ function M.ce()
   return { terms = { { kind = "ce", scale = 1 } }, name = "ce" }
 end
 
---- A loss of one's own: a table with token, or the name of a file in ESPALIER_PATH.
+--- A loss of one's own: a table with token, or the name of a file (in the recipe's folder, its losses/, or ESPALIER_PATH). esp.loss.NAME(opt) is the
+-- same for a file NAME.lua.
 function M.custom(definition, opt)
   if type(definition) == "string" then
     local name = definition
-    for folder in ((os.getenv "ESPALIER_PATH" or ".") .. ";"):gmatch "([^;:]*)[;:]" do
-      local chunk = folder ~= "" and loadfile(folder .. "/" .. name .. ".lua")
-      if chunk then definition = chunk() end
-    end
-    if type(definition) ~= "table" then fail("esp.loss.custom: there is no file %s.lua in ESPALIER_PATH", name) end
-    definition.name = definition.name or name
+    definition = find("losses", name, "espalier.loss.losses.")
+    if type(definition) == "table" then definition.name = definition.name or name end
   end
   if type(definition) ~= "table" or type(definition.token) ~= "function" then
     fail("esp.loss.custom: want a table with a function 'token', got %s", type(definition))
@@ -55,4 +53,7 @@ function M.sum(list)
   return sum
 end
 
-return M
+-- Names that are no function here are files.
+return setmetatable(M, { __index = function(_, name)
+  return function(opt) return M.custom(name, opt) end
+end })
