@@ -1,4 +1,5 @@
---- Where a metric or a loss of a name is: NAME.lua in the recipe's folder (or its metrics/ or losses/), then in each folder of ESPALIER_PATH, then ours.
+--- Finds a metric or a loss by name: NAME.lua in the recipe's folder (or its metrics/ or losses/), then in each folder of ESPALIER_PATH, then
+-- among ours.
 
 local file = require "espalier.io.file"
 local fail = require "espalier.fail"

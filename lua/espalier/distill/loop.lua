@@ -76,8 +76,8 @@ local function one_step(o, model, optimizer, step, order)
 end
 
 local function evaluate(o, model, step, store)
-  local sums, counts = evaluation.by_row(model, o.held_out, o.batch)
-  local nll, interval = evaluation.mean_with_interval(sums, counts)
+  local sums = evaluation.by_document(model, o.held_out, o.batch)
+  local nll, interval = evaluation.mean_with_interval(sums.nll, sums.predictions)
   local record = { step = step, nll = nll, interval = interval }
   if store then store:evaluation(record) end
   return record

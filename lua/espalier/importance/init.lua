@@ -85,7 +85,10 @@ function M.measure(model, data, opt)
     quiet = { "bool", default = false } })
   if type(model) ~= "table" or not model.decoder then fail("measure: the first argument is %s, want a model", type(model)) end
   if data == nil then fail("measure: the calibration data is missing") end
-  if data.sample and data:rows() > 64 then data = data:sample(64) end
+  if data.bind then
+    data:bind(data.tokenizer or not data.flat and model:tok() or nil, model.shape.context)
+    if data:rows() > 64 and not data.taken then data = data:sample(64) end
+  end
   local stats = statistics.new(model.shape, { model = model.source, data = type(data) == "table" and data.hash or nil })
   stats.model = model
   for l = 1, model.shape.layers do stats.sums[l] = {} end

@@ -13,7 +13,7 @@ local fail = require "espalier.fail"
 local Model = {}
 Model.__index = Model
 
-local M = { Model = Model, chunk = 256 }
+local M = { Model = Model }
 
 --- A model of a shape. opt.weights: { [hf_name] = tensor } (fresh ones where missing, from opt.seed and opt.std); opt.config: the parsed source
 -- config; opt.source: its folder; opt.tokenizer; opt.lineage: list of what was done to it.
@@ -118,16 +118,7 @@ function Model:token_nll(ids, opt)
     if not opt.target then rows, lengths = as_ids(ids) end
     local target = opt.target or M.next_targets(rows, lengths)
     local h = self:forward(rows or ids, opt)
-    local count = target:count()
-    local flat, labels = tensor.view(h, { count, self.shape.hidden }), tensor.view(target, { count })
-    local loss, weight = tensor.new { count }, tensor.full({ count }, 1)
-    local buffer = tensor.new { math.min(M.chunk, count), self.shape.vocab }
-    for at = 0, count - 1, M.chunk do
-      local n = math.min(M.chunk, count - at)
-      local part = tensor.narrow(buffer, 0, 0, n)
-      core.ops.linear(part.c, tensor.narrow(flat, 0, at, n).c, self:head().c)
-      core.ops.cross_entropy(tensor.narrow(loss, 0, at, n).c, nil, part.c, tensor.narrow(labels, 0, at, n).c, tensor.narrow(weight, 0, at, n).c)
-    end
+    local loss = require("espalier.eval.tokens").nll_and_kl({ hidden = h, weight = self:head() }, target)
     return loss, target
   end)
 end
