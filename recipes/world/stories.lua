@@ -5,14 +5,13 @@
 
 local M = {}
 
-local names = { "Ada", "Bruno", "Cleo", "Dario", "Edda", "Felix", "Greta", "Hugo", "Ines", "Jonas", "Kira", "Levi", "Mira", "Nils", "Olga", "Pavel",
-  "Quinn", "Rosa", "Sami", "Tilda", "Uwe", "Vera", "Wim", "Yara" }
-local towns = { "Oldmoor", "Redbank", "Saltby", "Highfield", "Ferncombe", "Larkhill", "Stonebridge", "Millwater" }
-local trades = { "baker", "weaver", "miller", "smith", "fisher", "gardener", "carpenter", "teacher" }
-local animals = { "dog", "cat", "goat", "horse", "parrot", "donkey", "rabbit", "goose" }
-local things = { "lamp", "kettle", "drum", "ladder", "basket", "kite", "knife", "blanket", "mirror", "spade", "fiddle", "bucket" }
-local colours = { "red", "blue", "green", "yellow", "white", "black" }
-local fruits = { "apples", "pears", "plums", "nuts", "eggs", "figs" }
+local names = { "Ada", "Bruno", "Cleo", "Dario", "Edda", "Felix", "Greta", "Hugo", "Ines", "Jonas" }
+local towns = { "Oldmoor", "Redbank", "Saltby", "Highfield", "Ferncombe", "Larkhill" }
+local trades = { "baker", "weaver", "miller", "smith", "fisher", "gardener" }
+local animals = { "dog", "cat", "goat", "horse", "parrot", "donkey" }
+local things = { "lamp", "kettle", "drum", "ladder", "basket", "kite", "knife", "blanket" }
+local colours = { "red", "blue", "green", "yellow" }
+local fruits = { "apples", "pears", "plums", "nuts" }
 local places = { "at the market", "by the river", "under the old bridge", "in the garden", "behind the mill", "on the hill", "in the attic" }
 local weather = { "It was raining.", "The sun was warm.", "A cold wind blew.", "It was early in the morning.", "It was almost dark.",
   "Snow lay on the roofs." }
@@ -71,7 +70,7 @@ end
 
 local function sum(pick)
   local a, b = two(pick)
-  local x, y, fruit = pick(9), pick(9), fruits[pick(#fruits)]
+  local x, y, fruit = pick(5), pick(5), fruits[pick(#fruits)]
   local s = { about(a, pick), a .. " had " .. x .. " " .. fruit .. ".", about(b, pick), b .. " gave " .. a .. " " .. y .. " more.",
     x .. " and " .. y .. " make " .. (x + y) .. ".", "So " .. a .. " had " .. (x + y) .. " " .. fruit .. "." }
   if pick(2) == 1 then

@@ -134,7 +134,8 @@ function Data:bind(tok, context)
   if not tok or (self.flat and not self.tokenizer) then return self end
   if self.tokenizer then
     if self.tokenizer:hash() ~= tok:hash() then fail("esp.data: it is tokenised by %s, not by %s", self.tokenizer.path, tok.path) end
-    return self
+    -- Rows whose length nobody chose follow the context of the model that uses them.
+    if self.opt.seq or not context or self.seq <= context then return self end
   end
   self.tokenizer = tok
   self.seq = self.opt.seq or math.min(1024, context or 1024)

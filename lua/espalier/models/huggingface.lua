@@ -162,7 +162,11 @@ local function write_parts(model, dir, dtype)
       end
     end
   elseif model.tokenizer and model.tokenizer.files then
-    for _, from in ipairs(model.tokenizer:files()) do file.copy(from, file.join(dir, file.name(from))) end
+    for _, from in ipairs(model.tokenizer:files()) do
+      -- Readers of such a folder look for tokenizer.model, whatever it was called.
+      local name = file.name(from):gsub("^.*(%.model)$", "tokenizer%1"):gsub("^.*(%.bin)$", "tokenizer%1")
+      file.copy(from, file.join(dir, name))
+    end
   end
   if not has_generation then json.write(file.join(dir, "generation_config.json"), { _from_model_config = true }) end
 end
