@@ -101,7 +101,7 @@ demo: all
 	$(B)/espalier recipes/demo.lua out=runs/demo
 
 test: all $(C_TESTS)
-	$(B)/espalier tests/run.lua
+	$(if $(SANITIZE),ASAN_OPTIONS=detect_leaks=0 )$(B)/espalier tests/run.lua
 
 lint: | build/packages
 	@command -v cppcheck >/dev/null && command -v luacheck >/dev/null || { echo "installing linters: $(LINTERS)"; $(call APT,$(LINTERS)); }
@@ -112,7 +112,7 @@ lint: | build/packages
 check: lint
 	$(MAKE) WERROR=1 all
 	$(MAKE) WERROR=1 SANITIZE=1 all
-	$(MAKE) SANITIZE=1 ASAN_OPTIONS=detect_leaks=0 test
+	$(MAKE) WERROR=1 SANITIZE=1 test
 
 bench: all
 	$(B)/espalier tests/bench/kd.lua

@@ -1,7 +1,4 @@
---- One row an operation: forward on the core, backward on the core. tape.lua records, ops.lua names them for users.
---
--- forward(inputs, extra, record) -> result, saved tensors, further result. backward(dy, node, need, into) -> one gradient an input (nil: none;
--- true: already added to into[i], the gradient that a leaf has); need[i] tells whether input i wants one.
+--- Rows of the small operations that users' losses and metrics are written with, and of views.
 
 local core = require "espalier.ffi"
 local tensor = require "espalier.tensor"
@@ -11,169 +8,9 @@ local new, zeros = tensor.new, tensor.zeros
 
 local rows = {}
 
-local function shape_with(x, last)
-  local shape = {}
-  for i, n in ipairs(x.shape) do shape[i] = n end
-  shape[#shape] = last
-  return shape
-end
-
 local function like(x)
   return new(x.shape)
 end
-
--- ---- layers ----
-
-rows.linear = {
-  forward = function(i)
-    local y = new(shape_with(i[1], i[2].shape[1] or 0))
-    c.linear(y.c, i[1].c, i[2].c)
-    return y
-  end,
-  backward = function(dy, node, need, into)
-    local x, w, dx, dw = node.inputs[1], node.inputs[2], nil, nil
-    if need[1] then
-      dx = like(x)
-      c.linear_dx(dx.c, dy.c, w.c)
-    end
-    if need[2] and into[2] then
-      c.linear_dw_acc(into[2].c, dy.c, x.c)
-      dw = true
-    elseif need[2] then
-      dw = like(w)
-      c.linear_dw(dw.c, dy.c, x.c)
-    end
-    return dx, dw
-  end,
-}
-
-rows.rmsnorm = {
-  forward = function(i, extra, record)
-    local x, y = i[1], like(i[1])
-    local count = x.shape[#x.shape]
-    local rstd = record and new { count > 0 and x:count() / count or 0 } or nil
-    c.rmsnorm(y.c, rstd and rstd.c, x.c, i[2].c, extra.eps)
-    return y, rstd and { rstd = rstd }
-  end,
-  backward = function(dy, node, need)
-    local x, w = node.inputs[1], node.inputs[2]
-    local dx, dw = like(x), need[2] and like(w) or nil
-    c.rmsnorm_backward(dx.c, dw and dw.c, dy.c, x.c, w.c, node.saved.rstd.c)
-    return dx, dw
-  end,
-}
-
-rows.rope = {
-  forward = function(i, extra)
-    local y = like(i[1])
-    c.rope(y.c, i[1].c, extra.cos.c, extra.sin.c, 0)
-    return y
-  end,
-  backward = function(dy, node)
-    local dx = like(dy)
-    c.rope(dx.c, dy.c, node.extra.cos.c, node.extra.sin.c, 1)
-    return dx
-  end,
-}
-
-rows.attention = {
-  forward = function(i, extra, record)
-    local q, o = i[1], like(i[1])
-    local lse = record and new { q.shape[1], q.shape[3], q.shape[2] } or nil
-    c.attention(o.c, lse and lse.c, q.c, i[2].c, i[3].c, extra.first and extra.first.c, extra.scale)
-    -- Backward reads the result; a second header keeps its bytes when the tape frees the first.
-    return o, lse and { lse = lse, o = tensor.as_strided(o, o.shape, o:strides(), 0) }
-  end,
-  backward = function(dy, node)
-    local q, k, v, s, e = node.inputs[1], node.inputs[2], node.inputs[3], node.saved, node.extra
-    local dq, dk, dv = like(q), like(k), like(v)
-    c.attention_backward(dq.c, dk.c, dv.c, dy.c, q.c, k.c, v.c, s.o.c, s.lse.c, e.first and e.first.c, e.scale)
-    return dq, dk, dv
-  end,
-}
-
-rows.silu_gate = {
-  forward = function(i)
-    local y = like(i[1])
-    c.silu_gate(y.c, i[1].c, i[2].c)
-    return y
-  end,
-  backward = function(dy, node)
-    local gate, up = node.inputs[1], node.inputs[2]
-    local dgate, dup = like(gate), like(up)
-    c.silu_gate_backward(dgate.c, dup.c, dy.c, gate.c, up.c)
-    return dgate, dup
-  end,
-}
-
-rows.embedding = {
-  forward = function(i, extra)
-    local shape = {}
-    for d, n in ipairs(extra.ids.shape) do shape[d] = n end
-    shape[#shape + 1] = i[1].shape[2] or 0
-    local y = new(shape)
-    c.embedding(y.c, i[1].c, extra.ids.c)
-    return y
-  end,
-  backward = function(dy, node, _, into)
-    local dw = into[1] or zeros(node.inputs[1].shape)
-    c.embedding_dw_acc(dw.c, dy.c, node.extra.ids.c)
-    return into[1] and true or dw
-  end,
-}
-
--- ---- losses by token ----
-
-local function weighted(dy, weight)
-  local w = like(weight)
-  c.mul(w.c, dy.c, weight.c)
-  return w
-end
-
-rows.cross_entropy = {
-  forward = function(i, extra)
-    local loss = new(extra.weight.shape)
-    c.cross_entropy(loss.c, nil, i[1].c, extra.target.c, extra.weight.c)
-    return loss
-  end,
-  backward = function(dy, node)
-    local s, w = node.inputs[1], weighted(dy, node.extra.weight)
-    local ds, loss = like(s), like(w)
-    c.cross_entropy(loss.c, ds.c, s.c, node.extra.target.c, w.c)
-    w:free()
-    loss:free()
-    return ds
-  end,
-}
-
-rows.kl = {
-  forward = function(i, extra)
-    local loss = new(extra.weight.shape)
-    c.kl(loss.c, nil, i[1].c, extra.teacher.c, extra.weight.c, extra.tau)
-    return loss
-  end,
-  backward = function(dy, node)
-    local s, w = node.inputs[1], weighted(dy, node.extra.weight)
-    local ds, loss = like(s), like(w)
-    c.kl(loss.c, ds.c, s.c, node.extra.teacher.c, w.c, node.extra.tau)
-    w:free()
-    loss:free()
-    return ds
-  end,
-}
-
-rows.log_softmax = {
-  forward = function(i, _, record)
-    local y = like(i[1])
-    c.log_softmax(y.c, i[1].c)
-    return y, record and { y = tensor.as_strided(y, y.shape, y:strides(), 0) }
-  end,
-  backward = function(dy, node)
-    local dx = like(dy)
-    c.log_softmax_backward(dx.c, dy.c, node.saved.y.c)
-    return dx
-  end,
-}
 
 -- ---- small ones: inputs of binary rows already have one shape (ops.lua repeats them) ----
 
@@ -384,7 +221,5 @@ rows.clone = {
   forward = function(i) return tensor.clone(i[1]) end,
   backward = function(dy) return dy end,
 }
-
-for name, row in pairs(rows) do row.name = name end
 
 return rows
