@@ -29,7 +29,7 @@ static inline float esp_expf(float x)
     /* 2^128 is out of range, so the power of two goes in in two halves. */
     int32_t e = bits - 0x4b400000;
     int32_t half = e >> 1, rest = e - half;
-    int32_t a = (half + 127) << 23, b = (rest + 127) << 23;
+    uint32_t a = (uint32_t)(half + 127) << 23, b = (uint32_t)(rest + 127) << 23;
     float fa, fb;
     memcpy(&fa, &a, 4);
     memcpy(&fb, &b, 4);

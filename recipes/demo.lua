@@ -26,7 +26,8 @@ local data = esp.data.open(texts, { seq = 128, tokenizer = tok }):split { held_o
 local teacher = esp.train {
   esp.models.new({ hidden = 128, ffn = 352, layers = 5, heads = 4, kv_heads = 2, head_dim = 32, vocab = tok.vocab, context = 256, norm_eps = 1e-5,
     rope = { theta = 10000 }, tied = true }, { seed = opt.seed, tokenizer = tok }),
-  data = data.train, batch = 4, steps = opt.teacher_steps, schedule = esp.schedule.cosine { peak = 5e-3, min = 5e-4, warmup = 80 }, betas = { 0.9, 0.99 },
+  data = data.train, batch = 4, steps = opt.teacher_steps,
+  schedule = esp.schedule.cosine { peak = 5e-3, min = 5e-4, warmup = 80 }, betas = { 0.9, 0.99 },
   seed = opt.seed, out = opt.out .. "/teacher", quiet = os.getenv "ESPALIER_CELL" ~= nil,
 }.model
 teacher.tokenizer = tok

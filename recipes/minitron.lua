@@ -2,8 +2,8 @@
 --
 --   build/espalier recipes/minitron.lua teacher=path/to/hf-folder data=stories.txt hidden=48 ffn=128 tokens=2M out=runs/a
 --
--- hidden, ffn, heads, kv_heads, layers: sizes to keep; what is not named stays. The result is out/model, a Hugging Face folder; out/statistics.h5 keeps the
--- measurement, so that another size asks it again without a forward pass.
+-- hidden, ffn, heads, kv_heads, layers: sizes to keep; what is not named stays. The result is out/model, a Hugging Face folder;
+-- out/statistics.h5 keeps the measurement, so that another size asks it again without a forward pass.
 
 local esp = require "espalier"
 

@@ -101,9 +101,12 @@ end
 --- { train, held_out }: the side of a document follows from the hash of its text, so equal documents fall together and a later split agrees.
 function Data:split(opt)
   opt = options.check("data:split", opt, { held_out = { "percent", default = 0.01 } })
-  local train, held = {}, {}
+  local train, held, smallest = {}, {}, 1
+  local function place(i) return tonumber(hashes_of(self)[i]:sub(1, 8), 16) / 2 ^ 32 end
+  for i = 1, #self.texts do smallest = math.min(smallest, place(i)) end
   for i, text in ipairs(self.texts) do
-    local side = tonumber(hashes_of(self)[i]:sub(1, 8), 16) / 2 ^ 32 < opt.held_out and held or train
+    -- Of a few documents one at least is held out.
+    local side = (place(i) < opt.held_out or place(i) == smallest) and held or train
     side[#side + 1] = text
   end
   if #train == 0 or #held == 0 then fail("data:split: held_out = %g leaves one side of %d documents empty", opt.held_out, #self.texts) end
