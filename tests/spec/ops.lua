@@ -40,7 +40,7 @@ op { "affine", ins = ins "x", grad = { "x" }, run = function(i) return i.x * 3 -
 op { "add", ins = ins("a", "b"), grad = { "a", "b" }, run = function(i) return i.a + i.b end, ref = map(function(a, b) return a + b end) }
 op { "sub", ins = ins("a", "b"), grad = { "a", "b" }, run = function(i) return i.a - i.b end, ref = map(function(a, b) return a - b end) }
 op { "mul", ins = ins("a", "b"), grad = { "a", "b" }, run = function(i) return i.a * i.b end, ref = map(function(a, b) return a * b end) }
-op { "div", ins = ins("a", "b"), domain = away, grad = { "a", "b" }, run = function(i) return i.a / i.b end, 
+op { "div", ins = ins("a", "b"), domain = away, grad = { "a", "b" }, run = function(i) return i.a / i.b end,
   ref = map(function(a, b) return a / b end) }
 op { "pow", ins = ins("a", "b"), domain = { a = positive, b = function(u) return u * 2 end }, grad = { "a", "b" },
   run = function(i) return i.a ^ i.b end, ref = map(function(a, b) return a ^ b end) }
