@@ -19,7 +19,7 @@ void esp_buffer_free(void *data) { esp_free(data); }
 int esp_file_read(char **data, int64_t *bytes, const char *path, int64_t max_bytes)
 {
     if (max_bytes <= 0) max_bytes = (int64_t)1 << 30;
-    int fd = open(path, O_RDONLY | O_CLOEXEC);
+    int fd = open(path, O_RDONLY | O_NONBLOCK | O_CLOEXEC);
     if (fd < 0) return esp_io_fail("cannot read", path);
     struct stat s;
     int code = fstat(fd, &s) != 0 ? esp_io_fail("cannot read", path)

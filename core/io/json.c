@@ -160,8 +160,42 @@ static void *door_malloc(void *unused, size_t n) { (void)unused; return esp_mall
 static void *door_realloc(void *unused, void *p, size_t n) { (void)unused; return esp_realloc(p, (int64_t)n); }
 static void door_free(void *unused, void *p) { (void)unused; esp_free(p); }
 
+/* 16 bits of \\uXXXX at p, or -1. */
+static int hex4(const char *p, const char *end)
+{
+    int v = 0;
+    if (end - p < 4) return -1;
+    for (int i = 0; i < 4; i++) {
+        int c = p[i];
+        int digit = c >= '0' && c <= '9' ? c - '0' : c >= 'a' && c <= 'f' ? c - 'a' + 10 : c >= 'A' && c <= 'F' ? c - 'A' + 10 : -1;
+        if (digit < 0) return -1;
+        v = v * 16 + digit;
+    }
+    return v;
+}
+
+/* yajl reads half a surrogate pair as '?'. Two names would then be one, so it is refused: the offset where one stands, or -1. */
+static int64_t lone_surrogate(const char *text, int64_t bytes)
+{
+    const char *end = text + bytes;
+    for (const char *p = text; (p = memchr(p, '\\', (size_t)(end - p))) != NULL && p + 1 < end;) {
+        int v = p[1] == 'u' ? hex4(p + 2, end) : -1;
+        if (v >= 0xDC00 && v <= 0xDFFF) return p - text;
+        if (v >= 0xD800 && v <= 0xDBFF) {
+            int low = end - p >= 12 && p[6] == '\\' && p[7] == 'u' ? hex4(p + 8, end) : -1;
+            if (low < 0xDC00 || low > 0xDFFF) return p - text;
+            p += 12;
+        } else {
+            p += 2;
+        }
+    }
+    return -1;
+}
+
 int esp_json_parse(esp_json **out, const char *text, int64_t bytes, const char *name)
 {
+    int64_t lone = lone_surrogate(text, bytes);
+    if (lone >= 0) return esp_fail(ESP_EFORMAT, "%s: half a surrogate pair at byte %lld", name, (long long)lone);
     esp_json *j = esp_calloc(sizeof *j);
     if (!j) return ESP_EMEM;
     yajl_alloc_funcs door = {door_malloc, door_realloc, door_free, NULL};

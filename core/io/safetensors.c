@@ -58,7 +58,7 @@ static void unmap(void *owner)
 
 static int map_file(mapping **out, const char *path)
 {
-    int fd = open(path, O_RDONLY | O_CLOEXEC);
+    int fd = open(path, O_RDONLY | O_NONBLOCK | O_CLOEXEC);
     if (fd < 0) return esp_io_fail("cannot read", path);
     struct stat s;
     int code = fstat(fd, &s) != 0 ? esp_io_fail("cannot read", path)
@@ -222,8 +222,6 @@ int esp_safetensors_open(esp_safetensors **out, const char *path)
         if (n < 2 || n > MOST_HEADER || n > (uint64_t)s->map->bytes - 8) {
             code = BAD("%s: the header's length is %llu, want 2 to %lld (bytes after it in the file, at most 100 MiB)", path, (unsigned long long)n,
                        (long long)esp_min(s->map->bytes - 8, MOST_HEADER));
-        } else if (((const char *)s->map->data)[8] != '{') {
-            code = BAD("%s: the header begins with byte %d, want '{'", path, ((const unsigned char *)s->map->data)[8]);
         }
     }
     if (code == ESP_OK) {
@@ -372,7 +370,10 @@ static int write_tensor(esp_writer *w, const esp_tensor *t)
 int esp_safetensors_write(const char *path, int64_t count, const char *const *names, const esp_tensor *const *tensors, int64_t metadata_count,
                           const char *const *metadata)
 {
-    for (int64_t i = 0; i < count; i++) TRY(esp_check("safetensors", names[i], tensors[i], 63u, ESP_READ));
+    for (int64_t i = 0; i < count; i++) {
+        TRY(esp_check("safetensors", names[i], tensors[i], 63u, ESP_READ));
+        if (strcmp(names[i], "__metadata__") == 0) return esp_fail(ESP_EARG, "%s: a tensor cannot be called __metadata__, the format keeps that name", path);
+    }
     int64_t bytes = 0;
     char *header = make_header(&bytes, count, names, tensors, metadata_count, metadata);
     if (!header) return ESP_EMEM;

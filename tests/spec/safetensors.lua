@@ -1,0 +1,182 @@
+--- safetensors: what is written is read back, and every damaged or hostile file is refused with a sentence that names it.
+local t = ...
+
+local esp = require "espalier"
+local tensor = require "espalier.tensor"
+local file = esp.io.file
+local safetensors = esp.io.safetensors
+
+local function length(n)
+  local bytes = {}
+  for i = 1, 8 do
+    bytes[i] = string.char(n % 256)
+    n = math.floor(n / 256)
+  end
+  return table.concat(bytes)
+end
+
+-- A file of a header and n bytes of data.
+local function whole(header, n)
+  return length(#header) .. header .. string.rep("\0", n or 0)
+end
+
+local function entry(name, dtype, shape, from, to)
+  return string.format('"%s":{"dtype":"%s","shape":%s,"data_offsets":[%s,%s]}', name, dtype, shape, tostring(from), tostring(to))
+end
+
+local function one(...) return "{" .. entry("a", ...) .. "}" end
+local function two(a, b) return "{" .. a .. "," .. b .. "}" end
+
+local good = one("F32", "[2]", 0, 8)
+local max63, max64 = string.rep("\255", 7) .. "\127", string.rep("\255", 8)
+
+-- name and bytes; the file's name must stand in every sentence
+local cases = {
+  { "no byte", "" }, { "three bytes", "abc" }, { "seven bytes", "1234567" }, { "header of 0", length(0) },
+  { "header of 2^63-1", max63 .. good }, { "header of 2^64-1", max64 .. good }, { "header over the bound", length(100000001) .. good },
+  { "header longer than the file", length(1000) .. good }, { "header to the end, no data", whole(good) },
+  { "not UTF-8", whole('{"\255":1}') }, { "a byte order mark", whole("\239\187\191" .. good, 8) },
+  { "NUL in a name", whole("{" .. entry("a\\u0000b", "F32", "[2]", 0, 8) .. "}", 8) },
+  { "JSON cut short", whole(good:sub(1, -4), 8) }, { "a million brackets", whole(string.rep("[", 1000000)) },
+  { "a lone surrogate", whole("{" .. entry("\\ud800", "F32", "[2]", 0, 8) .. "}", 8) },
+  { "a name twice", whole(two(entry("a", "F32", "[2]", 0, 8), entry("a", "F32", "[2]", 0, 8)), 8) },
+  { "a name twice, once escaped", whole(two(entry("a", "F32", "[2]", 0, 8), entry("\\u0061", "F32", "[2]", 8, 16)), 16) },
+  { "a name twice, of no size", whole(two(entry("a", "F32", "[0]", 0, 0), entry("a", "F32", "[0]", 0, 0))) },
+  { "an unknown dtype", whole(one("F99", "[2]", 0, 8), 8) }, { "a dtype in lower case", whole(one("f32", "[2]", 0, 8), 8) },
+  { "dtype null", whole('{"a":{"dtype":null,"shape":[2],"data_offsets":[0,8]}}', 8) },
+  { "no dtype", whole('{"a":{"shape":[2],"data_offsets":[0,8]}}', 8) }, { "no shape", whole('{"a":{"dtype":"F32","data_offsets":[0,8]}}', 8) },
+  { "no offsets", whole('{"a":{"dtype":"F32","shape":[2]}}', 8) },
+  { "a field too many", whole('{"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8],"x":1}}', 8) },
+  { "shape a text", whole(one("F32", '"2"', 0, 8), 8) }, { "shape a float", whole(one("F32", "[2.0]", 0, 8), 8) },
+  { "shape with an exponent", whole(one("F32", "[2e0]", 0, 8), 8) }, { "shape negative", whole(one("F32", "[-2]", 0, 8), 8) },
+  { "shape of 2^64", whole(one("F32", "[18446744073709551616]", 0, 8), 8) },
+  { "elements overflow", whole(one("F32", "[4294967296,4294967296]", 0, 8), 8) },
+  { "bytes overflow", whole(one("F64", "[2305843009213693952]", 0, 8), 8) },
+  { "rank 100000", whole(one("F32", "[" .. string.rep("1,", 99999) .. "1]", 0, 4), 4) },
+  { "offsets reversed", whole(one("F32", "[2]", 8, 0), 8) }, { "offsets negative", whole(one("F32", "[2]", -8, 0), 8) },
+  { "one offset", whole('{"a":{"dtype":"F32","shape":[2],"data_offsets":[0]}}', 8) },
+  { "three offsets", whole('{"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8,8]}}', 8) },
+  { "overlap of one byte", whole(two(entry("a", "U8", "[4]", 0, 4), entry("b", "U8", "[4]", 3, 7)), 7) },
+  { "a hole of one byte", whole(two(entry("a", "U8", "[4]", 0, 4), entry("b", "U8", "[4]", 5, 9)), 9) },
+  { "data that does not begin at 0", whole(one("F32", "[2]", 1, 9), 9) }, { "beyond the file", whole(one("F32", "[2]", 0, 8), 7) },
+  { "a size that is not the shape's", whole(one("F32", "[3]", 0, 8), 8) }, { "a byte too many behind", whole(good, 9) },
+  { "metadata a number", whole('{"__metadata__":1,' .. good:sub(2), 8) }, { "metadata nested", whole('{"__metadata__":{"a":{}},' .. good:sub(2), 8) },
+  { "metadata null", whole('{"__metadata__":null,' .. good:sub(2), 8) }, { "a list", whole("[]") }, { "a number", whole("7") },
+  { "a tensor that is a number", whole('{"a":7}') }, { "two documents", whole(good .. good, 8) },
+}
+
+t.test("every damaged or hostile file is refused by name", function()
+  local dir = t.folder()
+  local path = dir .. "/model.safetensors"
+  local wrong = {}
+  for _, case in ipairs(cases) do
+    t.write(path, case[2])
+    local before, live = esp.ffi.C.esp_clock(), tonumber(esp.ffi.C.esp_memory_live())
+    local ok, message = pcall(safetensors.read, path)
+    if ok then wrong[#wrong + 1] = case[1] .. ": accepted"
+    elseif not tostring(message):find("model.safetensors", 1, true) or #message > 600 then
+      wrong[#wrong + 1] = case[1] .. ": " .. tostring(message):sub(1, 200)
+    end
+    if esp.ffi.C.esp_clock() - before > 2 then wrong[#wrong + 1] = case[1] .. ": took too long" end
+    if tonumber(esp.ffi.C.esp_memory_live()) > live then wrong[#wrong + 1] = case[1] .. ": left tensor bytes behind" end
+  end
+  t.equal(wrong, {})
+  t.ok(#cases >= 45)
+end)
+
+t.test("what is no regular file is refused", function()
+  local dir = t.folder()
+  t.fails("x.safetensors", safetensors.read, file.make(dir .. "/x.safetensors"))
+  t.fails("/dev/zero", safetensors.read, "/dev/zero")
+  t.fails("none.safetensors", safetensors.read, dir .. "/none.safetensors")
+  esp.io.process.start({ "/bin/sh", "-c", "ln -s loop.safetensors " .. dir .. "/loop.safetensors; mkfifo " .. dir .. "/pipe.safetensors" }):wait()
+  t.fails("loop.safetensors", safetensors.read, dir .. "/loop.safetensors")
+  t.fails("pipe.safetensors", safetensors.read, dir .. "/pipe.safetensors")
+end)
+
+t.test("legal oddities are read", function()
+  local path = t.folder() .. "/a.safetensors"
+  t.write(path, whole(" \n" .. good .. "  \t\n", 8))
+  t.equal(safetensors.read(path).a:table(), { 0, 0 })
+  -- Data may stand in another order than the names.
+  t.write(path, whole(two(entry("b", "U8", "[2]", 2, 4), entry("a", "U8", "[2]", 0, 2))) .. "\1\2\3\4")
+  t.equal(safetensors.read(path).b:table(), { 3, 4 })
+  t.write(path, whole("{}"))
+  t.equal(next(safetensors.read(path)), nil)
+end)
+
+t.test("dtypes, shapes and views come back", function()
+  local path = t.folder() .. "/a.safetensors"
+  local x = tensor.normal({ 3, 5 }, { seed = 1 })
+  local all = { x = x, turned = x:transpose(0, 1), half = x:to "bf16", f16 = x:to "f16", ids = tensor.of({ 1, -2, 3 }, { dtype = "i32" }),
+    double = tensor.of({ 1 / 3 }, { dtype = "f64" }), none = tensor.zeros { 0, 4 }, scalar = tensor.full({}, 2) }
+  safetensors.write(path, all)
+  local back = safetensors.read(path)
+  for name, want in pairs(all) do
+    t.equal(back[name].dtype, want.dtype, name)
+    t.equal(back[name].shape, want.shape, name)
+    if want.dtype ~= "bf16" and want.dtype ~= "f16" then t.equal(back[name]:table(), want:contiguous():table(), name) end
+  end
+  t.equal(back.half:to("f32"):table(), x:to("bf16"):to("f32"):table())
+  t.fails("__metadata__", safetensors.write, path, { __metadata__ = x })
+  t.equal(safetensors.read(path).scalar:item(), 2)
+end)
+
+t.test("I64 is read where it fits", function()
+  local path = t.folder() .. "/a.safetensors"
+  t.write(path, whole(one("I64", "[2]", 0, 16)) .. "\5" .. string.rep("\0", 7) .. string.rep("\255", 8))
+  t.equal(safetensors.read(path).a:table(), { 5, -1 })
+  t.write(path, whole(one("I64", "[1]", 0, 8)) .. string.rep("\0", 4) .. "\1\0\0\0")
+  t.fails("a.safetensors", safetensors.read, path)
+end)
+
+-- ---- shards ----
+
+local shape = { hidden = 16, ffn = 24, layers = 2, heads = 2, kv_heads = 1, head_dim = 8, vocab = 40, context = 32, norm_eps = 1e-5,
+  rope = { theta = 10000 }, tied = true }
+
+-- A model's folder in two shards with an index; returns the folder, the model and the map.
+local function sharded()
+  local dir = t.folder()
+  local model = esp.models.new(shape, { seed = 3 })
+  model:save(dir .. "/m", { quiet = true })
+  local names, parts, map = model:parameter_names(), { {}, {} }, {}
+  for i, name in ipairs(names) do
+    local k = i % 2 + 1
+    parts[k][name] = model:parameters()[name]
+    map[name] = string.format("model-0000%d-of-00002.safetensors", k)
+  end
+  for k = 1, 2 do safetensors.write(string.format("%s/m/model-0000%d-of-00002.safetensors", dir, k), parts[k]) end
+  file.remove(dir .. "/m/model.safetensors")
+  local function index(weight_map)
+    esp.io.json.write(dir .. "/m/model.safetensors.index.json", { metadata = { total_size = 1 }, weight_map = weight_map })
+  end
+  index(map)
+  return dir .. "/m", model, map, index
+end
+
+t.test("a sharded folder is one model; an index that lies is refused", function()
+  local dir, model, map, index = sharded()
+  local ids = { { 1, 2, 3, 4 } }
+  t.near(esp.load(dir):logits(ids), model:logits(ids), 0)
+  local first = model:parameter_names()[1]
+  local function with(change)
+    local copy = {}
+    for k, v in pairs(map) do copy[k] = v end
+    change(copy)
+    index(copy)
+    return pcall(esp.load, dir)
+  end
+  for what, change in pairs {
+    ["a shard that is not there"] = function(m) m[first] = "model-00003-of-00002.safetensors" end,
+    ["a path out of the folder"] = function(m) m[first] = "../m/" .. map[first] end,
+    ["an absolute path"] = function(m) m[first] = dir .. "/" .. map[first] end,
+    ["a weight in the wrong shard"] = function(m) m[first] = map[model:parameter_names()[2]] end,
+    ["a weight left out"] = function(m) m[first] = nil end,
+    ["a weight that is nowhere"] = function(m) m["model.layers.7.mlp.up_proj.weight"] = map[first] end,
+  } do
+    local ok, message = with(change)
+    t.ok(not ok, what .. " was accepted")
+    t.ok(tostring(message):find(dir, 1, true) or tostring(message):find("safetensors", 1, true), what .. ": " .. tostring(message))
+  end
+end)
