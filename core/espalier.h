@@ -255,6 +255,7 @@ int esp_folder_make(const char *path);               /* with parents; an existin
 int esp_folder_list(char **names, int64_t *bytes, const char *path);
 int esp_file_remove(const char *path);               /* a file, or a folder with all in it; nothing there is fine */
 int esp_file_rename(const char *from, const char *to); /* files or folders; replaces a file or an empty folder; syncs both folders */
+int esp_folder_replace(const char *from, const char *to); /* puts a folder in the place of another at once; what was there is removed */
 int esp_file_link_or_copy(const char *from, const char *to);
 int esp_path_real(char **path, const char *from);    /* absolute, links followed; free with esp_buffer_free */
 /* XXH3 128-bit hash as 32 hex digits + NUL in hex[33]. */

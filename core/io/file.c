@@ -131,6 +131,19 @@ int esp_file_rename(const char *from, const char *to)
     return esp_sync_folder_of(to);
 }
 
+int esp_folder_replace(const char *from, const char *to)
+{
+    if (rename(from, to) != 0) {
+        if (errno != ENOTEMPTY && errno != EEXIST) return esp_io_fail("cannot rename to", to);
+        /* Both at once, so that a kill leaves the one or the other under the name; then the old one goes. */
+        if (renameat2(AT_FDCWD, from, AT_FDCWD, to, RENAME_EXCHANGE) != 0) return esp_io_fail("cannot put the new folder in the place of", to);
+        TRY(esp_sync_folder_of(to));
+        return esp_file_remove(from);
+    }
+    TRY(esp_sync_folder_of(from));
+    return esp_sync_folder_of(to);
+}
+
 int esp_file_link_or_copy(const char *from, const char *to)
 {
     if (link(from, to) == 0) return ESP_OK;

@@ -114,7 +114,10 @@ static void get_attribute(char *text, size_t size, hid_t on, const char *name)
     text[0] = 0;
     if (H5Aexists(on, name) <= 0) return;
     hid_t a = H5Aopen(on, name, H5P_DEFAULT), type = H5Aget_type(a);
-    if (H5Tget_class(type) == H5T_STRING && H5Tget_size(type) < size && H5Aread(a, type, text) >= 0) text[H5Tget_size(type)] = 0;
+    /* Ours are stored with their NUL; a foreign one may come without. */
+    size_t n = H5Tget_size(type);
+    if (H5Tget_class(type) == H5T_STRING && n <= size && H5Aread(a, type, text) >= 0) text[n < size ? n : size - 1] = 0;
+    else text[0] = 0;
     H5Tclose(type);
     H5Aclose(a);
 }

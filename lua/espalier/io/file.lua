@@ -59,6 +59,8 @@ end
 --- Removes a file, or a folder with all in it; nothing there is fine.
 function M.remove(path) try(C.esp_file_remove(path)) end
 function M.rename(from, to) try(C.esp_file_rename(from, to)) end
+--- Puts a folder in the place of another (or of nothing) at once; what was there is removed.
+function M.replace(from, to) try(C.esp_folder_replace(from, to)) end
 --- The same bytes under another name: a link where the file system can, else a copy.
 function M.copy(from, to) try(C.esp_file_link_or_copy(from, to)) end
 

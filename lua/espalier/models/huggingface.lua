@@ -180,6 +180,11 @@ local function prepare(dir)
   end
   local parent = dir:gsub("/+$", ""):match "^(.*)/[^/]*$"
   if parent and parent ~= "" then file.make(parent) end
+  -- What a killed process left beside the name.
+  for _, name in ipairs(file.list(parent and parent ~= "" and parent or parent and "/" or ".")) do
+    local owner = name:match("^" .. file.name(dir):gsub("%W", "%%%0") .. "%.part%-(%d+)$")
+    if owner and not file.kind("/proc/" .. owner) then file.remove(file.join(parent or ".", name)) end
+  end
 end
 
 --- Writes the model as a Hugging Face folder: beside its name first, reloaded, logits compared on a fixed batch, then put in place.
@@ -209,10 +214,7 @@ function M.save(model, dir, opt)
     file.remove(part)
     error(result, 0)
   end
-  local old = file.kind(dir) and dir .. ".old-" .. core.C.esp_process_id()
-  if old then file.rename(dir, old) end
-  file.rename(part, dir)
-  if old then file.remove(old) end
+  file.replace(part, dir)
   if not opt.quiet then print(string.format("wrote %s (%s); reloaded, largest difference of a logit %.2g", dir, opt.dtype, result)) end
   return result
 end
