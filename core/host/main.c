@@ -18,16 +18,15 @@ static lua_State *state;
 
 /* ---- Ctrl-C: the first asks kernels and loops to stop, the second leaves at once ---- */
 
+/* While a training loop runs, the first Ctrl-C is only noted: the loop ends its step, saves, and stops by itself. */
+static volatile sig_atomic_t gentle, asked;
+
 static void stop_hook(lua_State *L, lua_Debug *where)
 {
     (void)where;
     lua_sethook(L, NULL, 0, 0);
     luaJIT_profile_stop(state);
-    /* A training loop sees the flag at its next step, saves, and stops by itself. */
-    lua_getfield(L, LUA_REGISTRYINDEX, "espalier.graceful");
-    int graceful = lua_toboolean(L, -1);
-    lua_pop(L, 1);
-    if (!graceful) luaL_error(L, "interrupted");
+    luaL_error(L, "interrupted");
 }
 
 /* Compiled code never looks at debug hooks. The profiler's timer makes it leave for the interpreter, which does. */
@@ -39,7 +38,11 @@ static void on_timer(void *data, lua_State *L, int samples, int vmstate)
 
 static void on_interrupt(int number)
 {
-    if (esp_interrupted()) _exit(128 + number);
+    if (asked || esp_interrupted()) _exit(128 + number);
+    if (gentle) {
+        asked = 1;
+        return;
+    }
     esp_interrupt();
     lua_sethook(state, stop_hook, LUA_MASKCALL | LUA_MASKRET | LUA_MASKCOUNT, 1);
 }
@@ -58,12 +61,18 @@ static int watch(lua_State *L)
     return 0;
 }
 
-/* graceful(on): an interrupt sets the flag and raises nothing. */
-static int graceful(lua_State *L)
+/* gentle(on): an interrupt is noted for stop_asked() and stops nothing. */
+static int set_gentle(lua_State *L)
 {
-    lua_pushboolean(L, lua_toboolean(L, 1));
-    lua_setfield(L, LUA_REGISTRYINDEX, "espalier.graceful");
+    gentle = lua_toboolean(L, 1);
+    asked = 0;
     return 0;
+}
+
+static int stop_asked(lua_State *L)
+{
+    lua_pushboolean(L, asked);
+    return 1;
 }
 
 /* ---- line editing ---- */
@@ -140,9 +149,9 @@ static int find_lua(char *out, size_t size)
 {
     char exe[4096];
     ssize_t n = readlink("/proc/self/exe", exe, sizeof exe - 1);
-    const char *asked = getenv("ESPALIER_LUA");
-    if (asked) {
-        snprintf(out, size, "%s", asked);
+    const char *given = getenv("ESPALIER_LUA");
+    if (given) {
+        snprintf(out, size, "%s", given);
         return 1;
     }
     if (n < 0) return 0;
@@ -173,8 +182,9 @@ int main(int argc, char **argv)
         return 1;
     }
     luaL_openlibs(state);
-    static const luaL_Reg functions[] = {{"watch", watch}, {"graceful", graceful}, {"readline", read_line}, {"history", history},
-                                         {"completer", set_completer}, {NULL, NULL}};
+    static const luaL_Reg functions[] = {{"watch", watch}, {"gentle", set_gentle}, {"stop_asked", stop_asked}, {"readline", read_line},
+                                        
+                                         {"history", history}, {"completer", set_completer}, {NULL, NULL}};
     lua_newtable(state);
     luaL_register(state, NULL, functions);
     lua_setfield(state, LUA_REGISTRYINDEX, "espalier.host");

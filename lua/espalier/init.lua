@@ -37,6 +37,12 @@ return setmetatable(esp, { __index = function(_, name)
     -- Tensors come with their operators and gradients.
     if name == "tensor" then require "espalier.ops" end
   end
-  if value ~= nil then rawset(esp, name, value) end
+  if value == nil then
+    local names = {}
+    for known in pairs(functions) do names[#names + 1] = known end
+    local near = require("espalier.options").nearest(tostring(name), names)
+    require "espalier.fail"("there is no esp.%s%s", tostring(name), near and "; did you mean esp." .. near .. "?" or "; help() lists what there is")
+  end
+  rawset(esp, name, value)
   return value
 end })

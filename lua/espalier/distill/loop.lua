@@ -83,7 +83,7 @@ local function evaluate(o, model, step, store)
   return record
 end
 
--- Inside a program Ctrl-C only sets a flag while fn runs, so that the loop can save before it stops.
+-- In the espalier program the first Ctrl-C is only noted while the loop runs, so that it ends its step and saves before it stops.
 local host = package.loaded["espalier.host"]
 
 --- Trains model (its own copy of the student) by the options o; store: the run's folder, or nil. Returns metrics by step and evaluations.
@@ -96,11 +96,11 @@ function M.run(o, model, store)
   local watch = budget.watch { what = label, steps = o.steps - done, time = o.time, quiet = o.quiet }
   local start, published, saved = C.esp_clock(), C.esp_clock(), C.esp_clock()
   local tokens = 0
-  if host then host.graceful(true) end
+  if host then host.gentle(true) end
   for step = done + 1, o.steps do
     local ok, record = pcall(tape.scope, one_step, o, model, optimizer, step, order)
     if not ok then
-      if host then host.graceful(false) end
+      if host then host.gentle(false) end
       bar:stop()
       if core.C.esp_interrupted() == 0 then error(record, 0) end
       -- Interrupted inside a step: parameters are those of the step before or half new; the last checkpoint counts.
@@ -112,7 +112,7 @@ function M.run(o, model, store)
     if store then store:step(record) end
     bar:update(step, string.format("loss %.4f  %s tok/s", record.loss, quantity.show_count(tokens / record.seconds)))
     local late = C.esp_clock() - saved > 60
-    local stop = C.esp_interrupted() ~= 0 or (o.time and C.esp_clock() - start > o.time)
+    local stop = (host and host.stop_asked()) or C.esp_interrupted() ~= 0 or (o.time and C.esp_clock() - start > o.time)
     if store and (step == o.steps or stop or late or step % o.checkpoint_every == 0) then
       -- An interrupt must not keep the checkpoint from being written.
       if stop then C.esp_interrupt_clear() end
@@ -121,7 +121,7 @@ function M.run(o, model, store)
     end
     if stop and step < o.steps then
       bar:stop()
-      if host then host.graceful(false) end
+      if host then host.gentle(false) end
       if store then store:publish() end
       fail("stopped at step %d of %d%s", step, o.steps, store and "; the same command goes on from here" or "")
     end
@@ -134,7 +134,7 @@ function M.run(o, model, store)
     end
     if step == done + 1 then watch:step(1) end
   end
-  if host then host.graceful(false) end
+  if host then host.gentle(false) end
   if o.held_out then evaluations[o.steps] = evaluate(o, model, o.steps, store) end
   for _, p in pairs(model:parameters()) do
     p.requires_grad = nil
