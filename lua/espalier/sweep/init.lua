@@ -186,6 +186,17 @@ function Sweep:say(format, ...)
   io.flush()
 end
 
+-- A cell that outlived the sweep which started it: its process goes on, and its result counts.
+function Sweep:wait_for_others()
+  for _, cell in ipairs(self.cells) do
+    if cell.state == "running" then
+      self:say("%s is still run by a process of an earlier start; waiting for it", show_cell(cell, self.names))
+      while cell:held() do process.sleep(0.1) end
+    end
+  end
+  self:refresh()
+end
+
 --- Writes report.html into the sweep's folder.
 function Sweep:report()
   require("espalier.report").sweep(self, file.join(self.out, "report.html"))
@@ -253,6 +264,7 @@ function M.sweep(opt)
   if os.getenv "ESPALIER_CELL" then return in_child(self, opt.run) end
   local lock = file.lock(file.join(opt.out, "lock"))
   self:refresh()
+  self:wait_for_others()
   local due = {}
   for _, cell in ipairs(self.cells) do
     if is_due(cell.record, opt.retry) then
