@@ -192,7 +192,8 @@ end
 local checkpoint_row = { name = "checkpoint" }
 
 function checkpoint_row.forward(inputs, extra)
-  return with_recording(false, extra.fn, inputs[1], unpack(extra.args, 1, extra.args.n))
+  -- Its insides go at once, not when an outer scope ends.
+  return with_recording(false, tape.scope, extra.fn, inputs[1], unpack(extra.args, 1, extra.args.n))
 end
 
 function checkpoint_row.backward(dy, node)
