@@ -94,6 +94,19 @@ t.test("a loss written in Lua equals the built-in one", function()
   t.near(both.steps[3].loss, plain.steps[3].loss, 1e-5)
 end)
 
+t.test("a loss of one's own is certified before it trains", function()
+  local model, data = esp.models.new(tiny, { seed = 1 }), esp.data.of(rows(8, 1))
+  local function with(definition)
+    return esp.distill { teacher = model, student = model, data = data, steps = 1, batch = 4, quiet = true, loss = esp.loss.custom(definition) }
+  end
+  t.fails("it says that it is zero at the teacher", with, { zero_at_teacher = true, token = function(s, te) return (s - te):sum(-1) + 1 end })
+  t.fails("want a tensor [n]", with, { token = function(s, te) return s * te end })
+  t.fails("is nan", with, { token = function(s) return (s * 0 - 1):log():sum(-1) end })
+  t.fails("do not depend on the student", with, { token = function(_, te) return te:sum(-1) end })
+  t.fails("differences of its values say", with, { token = function(s) return (s * s:detach()):sum(-1) end })
+  with { zero_at_teacher = true, token = function(s, te) return ((s - te) * (s - te)):sum(-1) end }
+end)
+
 t.test("kill -9 at random moments loses nothing", function()
   local program = t.program()
   if not program then t.skip "needs the espalier program" end

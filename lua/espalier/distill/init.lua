@@ -6,6 +6,7 @@ local core = require "espalier.ffi"
 local file = require "espalier.io.file"
 local loop = require "espalier.distill.loop"
 local losses = require "espalier.loss"
+local certify = require "espalier.loss.certify"
 local schedules = require "espalier.schedule"
 local shapes = require "espalier.models.shape"
 local options = require "espalier.options"
@@ -87,6 +88,7 @@ end
 
 local function run(what, o, student)
   prepare(what, o, student)
+  certify(o.loss)
   local store
   if o.out then
     store = require("espalier.run.store").open(o.out, asked(o, student))
