@@ -6,6 +6,7 @@ local tape = require "espalier.tape"
 local statistics = require "espalier.importance.statistics"
 local depth = require "espalier.importance.depth"
 local models = require "espalier.models.model"
+local shapes = require "espalier.models.shape"
 local budget = require "espalier.budget"
 local options = require "espalier.options"
 local fail = require "espalier.fail"
@@ -64,7 +65,7 @@ local function batches(data, size)
     local part, lengths = tensor.contiguous(tensor.narrow(ids, 0, at - n, n)), {}
     for i = 1, n do lengths[i] = ids.shape[2] end
     return part, nil, models.next_targets(part, lengths)
-  end, math.ceil(rows / size), rows
+  end, math.ceil(rows / size), rows, ids and ids.shape[2] or data.seq
 end
 
 local function blocks_of(opt, layers)
@@ -74,6 +75,16 @@ local function blocks_of(opt, layers)
     if type(n) ~= "number" or n < 1 or n >= layers then fail("measure: depth: a block of %s layers of %d", tostring(n), layers) end
   end
   return list
+end
+
+-- The weights, what one batch keeps at its widest, for a scan of depth the stream into every layer, and two chunks of logits.
+local function refuse_if_too_big(model, tokens_a_row, batch, scans)
+  local s, widest = model.shape, 0
+  for l = 0, s.layers - 1 do widest = math.max(widest, 3 * shapes.at(s, "ffn", l) + 4 * shapes.at(s, "heads", l) * s.head_dim) end
+  local a_row = 4 * tokens_a_row * (widest + 6 * s.hidden + (scans and s.layers * s.hidden or 0))
+  local fixed = 4 * shapes.parameters(s) + 8 * 256 * s.vocab
+  local fits = math.floor((tonumber(core.C.esp_memory_available()) - fixed) / a_row)
+  budget.refuse_if_too_big("measure", fixed + batch * a_row, fits >= 1 and "batch = " .. fits .. " would fit" or "no batch fits beside the model")
 end
 
 --- One forward pass over calibration data: esp.importance.measure(model, data [, opt]) -> statistics.
@@ -93,7 +104,8 @@ function M.measure(model, data, opt)
   stats.model = model
   for l = 1, model.shape.layers do stats.sums[l] = {} end
   local blocks, sums, observe = blocks_of(opt, model.shape.layers), {}, observer(stats)
-  local next_batch, count, rows = batches(data, opt.batch)
+  local next_batch, count, rows, tokens_a_row = batches(data, opt.batch)
+  refuse_if_too_big(model, tokens_a_row, math.min(opt.batch, rows), opt.depth)
   local watch = budget.watch { what = "measure", steps = count, time = opt.time, quiet = opt.quiet }
   for step = 1, count do
     local done = tape.no_grad(tape.scope, function()
