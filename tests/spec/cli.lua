@@ -45,6 +45,15 @@ t.test("every function of the library has a comment that help finds", function()
   end
 end)
 
+t.test("help tells of a module, its functions and its layers", function()
+  local help = require "espalier.cli.help"
+  t.ok(help.about(esp.nn):find("Transformer layers as modules", 1, true) and help.about("nn"):find("nn.Block", 1, true), help.about "nn")
+  t.ok(help.about("esp.nn.Block"):find("kv_heads", 1, true), "a layer")
+  t.ok(help.about("prune"):find("esp.prune(model", 1, true), "a function goes before the module of its name")
+  t.ok(help.about("schedule"):find("Warm-up, then half a cosine", 1, true), "first sentences")
+  t.fails("nothing is called 'prun'", help.about, "prun")
+end)
+
 t.test("the prompt through a pipe: locals live on, results are shown, a mistake is one sentence", function()
   local p, dir = program(), t.folder()
   t.write(dir .. "/lines", [[

@@ -17,10 +17,11 @@ local function sources(dir, list)
   return list
 end
 
--- The block of comment lines that ends above line n (1-based) of a list of lines.
-local function comment_above(lines, n)
+-- The block of comment lines that ends above line n (1-based) of a list of lines; "" where it does not begin with `mark`.
+local function comment_above(lines, n, mark)
   local first = n
   while first > 1 and lines[first - 1]:match "^%s*%-%-" do first = first - 1 end
+  if mark and lines[first]:sub(1, #mark) ~= mark then return "" end
   local text = {}
   for i = first, n - 1 do text[#text + 1] = (lines[i]:gsub("^%s*%-%-%-? ?", "")) end
   return table.concat(text, "\n")
@@ -41,20 +42,60 @@ function M.of_function(fn)
   return lines[info.linedefined]:gsub("^%s+", "") .. "\n\n" .. (text ~= "" and text or "(no comment)")
 end
 
--- Signature of a public name: its functions in the sources whose comment begins with ---.
+-- Every function of a source that has a public comment (---): calls visit(name as it is written, comment). A constructor is a local function
+-- named `new`; its comment begins with the name that it is called by ("nn.Block{ hidden =, .. }").
+local function functions_of(path, visit)
+  local lines = lines_of(path)
+  for i, line in ipairs(lines) do
+    local name = line:match "^function ([%w_%.:]+%b())" or line:match "^local function new%("
+    local text = name and comment_above(lines, i, "---")
+    if text and text ~= "" then
+      if name:match "^local" then name = text:match "^([%w_%.]+)%s*[{(]" end
+      if name then visit(name, text) end
+    end
+  end
+end
+
+-- Signatures and comments of a public name in all sources.
 local function search(word)
   local found = {}
   for _, path in ipairs(sources(root)) do
-    local lines = lines_of(path)
-    for i, line in ipairs(lines) do
-      local name = line:match "^function ([%w_%.:]+)%("
-      local short = name and name:match "[%w_]+$"
-      if short == word and lines[i - 1] and lines[i - 1]:match "^%-%-" then
-        found[#found + 1] = line:gsub("^function ", "") .. "   (" .. path:sub(#root + 1) .. ")\n" .. comment_above(lines, i)
+    functions_of(path, function(name, text)
+      if name:match "([%w_]+)%(" == word or name:match "([%w_]+)$" == word then
+        found[#found + 1] = name .. "   (" .. path:sub(#root + 1) .. ")\n" .. text
       end
-    end
+    end)
   end
   return found
+end
+
+-- What a module owns, and its functions with the first sentence of each; nil where there is no module of that name.
+local function of_module(name)
+  local base = file.join(root, (name:gsub("%.", "/")))
+  local paths = file.kind(base) == "folder" and sources(base) or file.kind(base .. ".lua") and { base .. ".lua" }
+  if not paths then return nil end
+  local head = file.kind(base) == "folder" and file.join(base, "init.lua") or base .. ".lua"
+  local out = {}
+  for _, line in ipairs(file.kind(head) and lines_of(head) or {}) do
+    if not line:match "^%-%-" then break end
+    out[#out + 1] = (line:gsub("^%-%-%-? ?", ""))
+  end
+  out[#out + 1] = ""
+  for _, path in ipairs(paths) do
+    functions_of(path, function(signature, text)
+      local first = text:gsub("\n", " "):match "^(.-[%.:;])%s" or text:gsub("\n", " ")
+      out[#out + 1] = "  " .. signature .. "\n      " .. first
+    end)
+  end
+  return table.concat(out, "\n")
+end
+
+-- The name of a module's table.
+local function module_name(value)
+  for name, loaded in pairs(package.loaded) do
+    local short = loaded == value and name:match "^espalier%.([%w_%.]+)$"
+    if short then return short end
+  end
 end
 
 local function recipe_help(path)
@@ -93,13 +134,15 @@ local function topics(usage)
     .. "esp.ops esp.schedule esp.tensor esp.tokenizer\n\nespalier help prune tells about esp.prune; at the prompt help(esp.prune) does."
 end
 
---- Text about a function of the library by name, a recipe by path, or everything.
+--- Text about a function or a module of the library (itself, or its name), a recipe by path, or everything.
 function M.about(what, usage)
   if what == nil then return topics(usage or "") end
   if type(what) == "function" then return M.of_function(what) end
   if type(what) == "string" and what:match "%.lua$" then return recipe_help(what) end
-  local word = tostring(what):match "[%w_]+$" or ""
-  local found = search(word)
+  local name = type(what) == "table" and module_name(what) or tostring(what):gsub("^esp%.", "")
+  local module = not require("espalier").functions[name] and of_module(name)
+  if module then return module end
+  local found = search(name:match "[%w_]+$" or "")
   if #found == 0 then fail("help: nothing is called '%s'; espalier help lists what there is", tostring(what)) end
   return table.concat(found, "\n\n")
 end
