@@ -328,6 +328,32 @@ void esp_safetensors_close(esp_safetensors *s);
 int esp_safetensors_write(const char *path, int64_t count, const char *const *names, const esp_tensor *const *tensors,
                           int64_t metadata_count, const char *const *metadata);
 
+/* ---- GGUF ---------------------------------------------------------------------------------------------------------------------- */
+
+/* A mapped file of llama.cpp, version 2 or 3, whose whole directory has been checked: lengths fit the file, keys and names are unique,
+ * tensors follow each other at multiples of general.alignment, nothing stands behind the last. Tensors keep the mapping alive. */
+typedef struct esp_gguf esp_gguf;
+enum esp_gguf_kind {
+    ESP_GGUF_U8 = 0, ESP_GGUF_I8, ESP_GGUF_U16, ESP_GGUF_I16, ESP_GGUF_U32, ESP_GGUF_I32, ESP_GGUF_F32, ESP_GGUF_BOOL, ESP_GGUF_STRING,
+    ESP_GGUF_ARRAY, ESP_GGUF_U64, ESP_GGUF_I64, ESP_GGUF_F64
+};
+int esp_gguf_open(esp_gguf **out, const char *path);
+int esp_gguf_version(const esp_gguf *g);
+int64_t esp_gguf_key_count(const esp_gguf *g);
+const char *esp_gguf_key(const esp_gguf *g, int64_t i);
+/* The checked bytes of a value, in the file: `count` elements of kind `type`, little endian, unaligned; a text is its length (u64) and its bytes. */
+const void *esp_gguf_value(const esp_gguf *g, int64_t i, int *type, int *is_array, int64_t *count);
+int64_t esp_gguf_count(const esp_gguf *g);
+const char *esp_gguf_name(const esp_gguf *g, int64_t i);
+const char *esp_gguf_type(const esp_gguf *g, int64_t i);                  /* "F32", "Q8_0", "Q4_K" ... */
+int esp_gguf_ndim(const esp_gguf *g, int64_t i);
+const int64_t *esp_gguf_shape(const esp_gguf *g, int64_t i);              /* rows first, the dense dimension last */
+/* F32, F16, BF16, F64 and I32 as they are (mapped where aligned, else copied), Q8_0 as new f32; other types are refused. */
+int esp_gguf_tensor(esp_tensor **out, const esp_gguf *g, int64_t i);
+void esp_gguf_close(esp_gguf *g);
+/* y u8 [.., C/32*34] = x f32 [.., C] in Q8_0, the bytes that llama.cpp's reference makes; both dense, C a multiple of 32. */
+int esp_q8_pack(esp_tensor *y, const esp_tensor *x);
+
 /* ---- tokenizers -------------------------------------------------------------------------------------------------------------- */
 
 typedef struct esp_tokenizer esp_tokenizer;

@@ -12,4 +12,15 @@ int esp_sync_folder_of(const char *path);
 char *esp_beside(const char *path);
 char *esp_copy_text(const char *text);
 
+/* A regular file mapped read-only, shared by those who view it. */
+typedef struct esp_mapping {
+    int64_t references;
+    void *data;
+    int64_t bytes;
+} esp_mapping;
+/* Maps a file of at least `least` bytes; a shorter one is "N bytes are no `what`". */
+int esp_mapping_open(esp_mapping **out, const char *path, int64_t least, const char *what);
+esp_mapping *esp_mapping_share(esp_mapping *m);
+void esp_mapping_release(void *mapping);             /* the last release unmaps */
+
 #endif

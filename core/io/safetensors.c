@@ -1,24 +1,13 @@
 /* Safetensors: 8 bytes length, JSON header, tensor bytes. The file is mapped; nothing in it is trusted before the whole header is checked:
  * every tensor's bytes fit dtype and shape, they follow each other from 0 without gap or overlap, and end where the file ends. */
-#include <errno.h>
-#include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
-#include <sys/stat.h>
-#include <unistd.h>
 
 #include "../tensor/tensor.h"
 #include "io.h"
 
 enum { MOST_DIMS = 32, MOST_HEADER = 100 << 20 };
-
-typedef struct mapping {
-    int64_t references;
-    void *data;
-    int64_t bytes;
-} mapping;
 
 typedef struct entry {
     const char *name, *dtype;
@@ -28,7 +17,7 @@ typedef struct entry {
 
 struct esp_safetensors {
     char *path;
-    mapping *map;
+    esp_mapping *map;
     esp_json *json;
     entry *entries;
     int64_t count, data_from;
@@ -46,37 +35,6 @@ static int dtype_index(const char *name)
 {
     for (int i = 0; i < DTYPES; i++) if (strcmp(dtypes[i].name, name) == 0) return i;
     return -1;
-}
-
-static void unmap(void *owner)
-{
-    mapping *m = owner;
-    if (__atomic_sub_fetch(&m->references, 1, __ATOMIC_ACQ_REL) > 0) return;
-    munmap(m->data, (size_t)m->bytes);
-    esp_free(m);
-}
-
-static int map_file(mapping **out, const char *path)
-{
-    int fd = open(path, O_RDONLY | O_NONBLOCK | O_CLOEXEC);
-    if (fd < 0) return esp_io_fail("cannot read", path);
-    struct stat s;
-    int code = fstat(fd, &s) != 0 ? esp_io_fail("cannot read", path)
-               : !S_ISREG(s.st_mode) ? esp_fail(ESP_EIO, "cannot read %s: not a regular file", path)
-               : s.st_size < 8 ? esp_fail(ESP_EFORMAT, "%s: %lld bytes are no safetensors file (want 8 bytes of length first)", path, (long long)s.st_size)
-               : ESP_OK;
-    void *data = code == ESP_OK ? mmap(NULL, (size_t)s.st_size, PROT_READ, MAP_PRIVATE, fd, 0) : MAP_FAILED;
-    if (code == ESP_OK && data == MAP_FAILED) code = esp_io_fail("cannot map", path);
-    close(fd);
-    if (code != ESP_OK) return code;
-    mapping *m = esp_malloc(sizeof *m);
-    if (!m) {
-        munmap(data, (size_t)s.st_size);
-        return ESP_EMEM;
-    }
-    *m = (mapping){1, data, s.st_size};
-    *out = m;
-    return ESP_OK;
 }
 
 /* ---- reading the header ---- */
@@ -215,7 +173,7 @@ int esp_safetensors_open(esp_safetensors **out, const char *path)
 {
     esp_safetensors *s = esp_calloc(sizeof *s);
     if (!s) return ESP_EMEM;
-    int code = (s->path = esp_copy_text(path)) ? map_file(&s->map, path) : ESP_EMEM;
+    int code = (s->path = esp_copy_text(path)) ? esp_mapping_open(&s->map, path, 8, "safetensors file (want 8 bytes of length first)") : ESP_EMEM;
     uint64_t n = 0;
     if (code == ESP_OK) {
         memcpy(&n, s->map->data, 8);
@@ -240,7 +198,7 @@ int esp_safetensors_open(esp_safetensors **out, const char *path)
 void esp_safetensors_close(esp_safetensors *s)
 {
     if (!s) return;
-    if (s->map) unmap(s->map);
+    if (s->map) esp_mapping_release(s->map);
     esp_json_free(s->json);
     esp_free(s->entries);
     esp_free(s->metadata);
@@ -287,8 +245,7 @@ int esp_safetensors_tensor(esp_tensor **out, const esp_safetensors *s, int64_t i
     char *from = (char *)s->map->data + s->data_from + e->begin;
     int64_t bytes = e->end - e->begin;
     if (dtype >= 0 && (intptr_t)from % esp_dtype_size(dtype) == 0) {
-        __atomic_add_fetch(&s->map->references, 1, __ATOMIC_RELAXED);
-        return esp_tensor_over(out, dtype, e->ndim, e->shape, from, bytes, 1, unmap, s->map);
+        return esp_tensor_over(out, dtype, e->ndim, e->shape, from, bytes, 1, esp_mapping_release, esp_mapping_share(s->map));
     }
     esp_tensor *t;
     TRY(esp_tensor_new(&t, dtype == -1 ? ESP_I32 : dtype, e->ndim, e->shape));

@@ -6,43 +6,6 @@
 
 enum { ANY = 63u, FLOATS = ESP_BIT(ESP_F32) | ESP_BIT(ESP_BF16) };
 
-/* f16 <-> f32 by the bits: no compiler support is taken for granted. */
-static float f16_to_f32(uint16_t h)
-{
-    uint32_t sign = (uint32_t)(h & 0x8000) << 16, exponent = (h >> 10) & 31, mantissa = h & 1023, bits;
-    float f;
-    if (exponent == 31) {
-        bits = sign | 0x7f800000u | mantissa << 13;
-    } else if (exponent) {
-        bits = sign | (exponent + 112) << 23 | mantissa << 13;
-    } else {
-        f = (float)mantissa * 5.9604644775390625e-8f;
-        return sign ? -f : f;
-    }
-    memcpy(&f, &bits, 4);
-    return f;
-}
-
-static uint16_t f32_to_f16(float f)
-{
-    uint32_t u;
-    memcpy(&u, &f, 4);
-    uint16_t sign = (uint16_t)(u >> 16 & 0x8000);
-    u &= 0x7fffffffu;
-    if (u > 0x7f800000u) return (uint16_t)(sign | 0x7e00);
-    if (u >= 0x477ff000u) return (uint16_t)(sign | 0x7c00);
-    if (u < 0x38800000u) {
-        /* Subnormal: adding 0.5 lets the hardware round to a multiple of 2^-24. */
-        float a, half = 0.5f;
-        memcpy(&a, &u, 4);
-        a += half;
-        memcpy(&u, &a, 4);
-        return (uint16_t)(sign | (u - 0x3f000000u));
-    }
-    u += 0xfff + (u >> 13 & 1);
-    return (uint16_t)(sign | ((u - 0x38000000u) >> 13));
-}
-
 static double load(const char *p, int dtype)
 {
     float f;
@@ -54,7 +17,7 @@ static double load(const char *p, int dtype)
     case ESP_F64: memcpy(&d, p, 8); return d;
     case ESP_I32: memcpy(&i, p, 4); return i;
     case ESP_BF16: memcpy(&h, p, 2); return (double)esp_bf16_to_f32(h);
-    case ESP_F16: memcpy(&h, p, 2); return (double)f16_to_f32(h);
+    case ESP_F16: memcpy(&h, p, 2); return (double)esp_f16_to_f32(h);
     default: return *(const uint8_t *)p;
     }
 }
@@ -74,7 +37,7 @@ static void store(char *p, int dtype, double v)
     case ESP_F64: memcpy(p, &v, 8); break;
     case ESP_I32: i = (int32_t)clamped(v, -2147483648.0, 2147483647.0); memcpy(p, &i, 4); break;
     case ESP_BF16: h = esp_f32_to_bf16(f); memcpy(p, &h, 2); break;
-    case ESP_F16: h = f32_to_f16(f); memcpy(p, &h, 2); break;
+    case ESP_F16: h = esp_f32_to_f16(f); memcpy(p, &h, 2); break;
     default: *(uint8_t *)p = (uint8_t)clamped(v, 0, 255);
     }
 }

@@ -84,5 +84,41 @@ static inline uint16_t esp_f32_to_bf16(float f)
     if ((u & 0x7fffffffu) > 0x7f800000u) return (uint16_t)((u >> 16) | 0x40);
     return (uint16_t)((u + 0x7fff + ((u >> 16) & 1)) >> 16);
 }
+/* f16 <-> f32 by the bits: no compiler support is taken for granted. */
+static inline float esp_f16_to_f32(uint16_t h)
+{
+    uint32_t sign = (uint32_t)(h & 0x8000) << 16, exponent = (h >> 10) & 31, mantissa = h & 1023, bits;
+    float f;
+    if (exponent == 31) {
+        bits = sign | 0x7f800000u | mantissa << 13;
+    } else if (exponent) {
+        bits = sign | (exponent + 112) << 23 | mantissa << 13;
+    } else {
+        f = (float)mantissa * 5.9604644775390625e-8f;
+        return sign ? -f : f;
+    }
+    memcpy(&f, &bits, 4);
+    return f;
+}
+
+static inline uint16_t esp_f32_to_f16(float f)
+{
+    uint32_t u;
+    memcpy(&u, &f, 4);
+    uint16_t sign = (uint16_t)(u >> 16 & 0x8000);
+    u &= 0x7fffffffu;
+    if (u > 0x7f800000u) return (uint16_t)(sign | 0x7e00);
+    if (u >= 0x477ff000u) return (uint16_t)(sign | 0x7c00);
+    if (u < 0x38800000u) {
+        /* Subnormal: adding 0.5 lets the hardware round to a multiple of 2^-24. */
+        float a, half = 0.5f;
+        memcpy(&a, &u, 4);
+        a += half;
+        memcpy(&u, &a, 4);
+        return (uint16_t)(sign | (u - 0x3f000000u));
+    }
+    u += 0xfff + (u >> 13 & 1);
+    return (uint16_t)(sign | ((u - 0x38000000u) >> 13));
+}
 
 #endif

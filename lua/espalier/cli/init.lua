@@ -5,7 +5,7 @@ local M = {}
 local usage = [[
 espalier recipe.lua [name=value ...]   run a recipe ('espalier help recipe.lua' lists its options)
 espalier plan MODEL [name=value ...]   what a model has, and what would be left of it
-espalier show FILE                     what is in a model folder, safetensors, HDF5 or JSON file
+espalier show FILE                     what is in a safetensors, GGUF, HDF5 or JSON file, or a model folder
 espalier help [NAME]                   about a function, a verb or a recipe
 espalier -e 'lua'                      one line; esp is there
 espalier                               a prompt]]

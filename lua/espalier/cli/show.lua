@@ -36,36 +36,65 @@ function M.value(v, depth)
   return "{ " .. table.concat(parts, ", ") .. " }"
 end
 
-local function tensor_lines(names, describe)
-  local lines = {}
+-- A line a tensor, then their number and the numbers in them.
+local function tensor_lines(lines, names, describe)
+  local total = 0
   for _, name in ipairs(names) do
     local shape, dtype = describe(name)
+    local count = 1
+    for _, n in ipairs(shape) do count = count * n end
+    total = total + count
     lines[#lines + 1] = string.format("%-60s %-6s [%s]", name, dtype, table.concat(shape, ", "))
   end
+  lines[#lines + 1] = string.format("%d tensors, %s numbers", #names, quantity.show_exact(total))
   return table.concat(lines, "\n")
 end
 
---- What is in a file: safetensors, HDF5, JSON, a model folder, or a llama2.c checkpoint.
-function M.file(path)
-  local kind = file.kind(path)
-  if path:match "%.safetensors$" then
-    local f = require("espalier.io.safetensors").open(path)
-    return tensor_lines(f.names, function(name) return f:describe(name) end)
-  elseif path:match "%.h5$" then
-    local f = require("espalier.io.hdf5").open(path)
-    return tensor_lines(f.names, function(name)
-      local t = f:tensor(name)
-      return t.shape, t.dtype
-    end)
-  elseif path:match "%.json$" then
-    local json = require "espalier.io.json"
-    return json.encode(json.read(path), { indent = "  " })
+local function safetensors_file(path)
+  local f, lines = require("espalier.io.safetensors").open(path), {}
+  for _, key in ipairs(sorted_keys(f.metadata)) do lines[#lines + 1] = string.format("%s: %s", key, M.value(f.metadata[key], 1)) end
+  return tensor_lines(lines, f.names, function(name) return f:describe(name) end)
+end
+
+local function gguf_file(path)
+  local f = require("espalier.io.gguf").open(path)
+  local lines = { "GGUF version " .. f.version }
+  for _, key in ipairs(f.keys) do
+    local value, kind = f:get(key)
+    local shown = type(value) == "table" and string.format("%d of them: %s", #value, M.value(value, 1)) or M.value(value, 1)
+    lines[#lines + 1] = string.format("%s (%s): %s", key, kind, shown)
   end
-  if not kind then require "espalier.fail"("show: there is no '%s'", path) end
+  return tensor_lines(lines, f.names, function(name) return f:describe(name) end)
+end
+
+local function hdf5_file(path)
+  local f = require("espalier.io.hdf5").open(path)
+  return tensor_lines({}, f.names, function(name)
+    local t = f:tensor(name)
+    return t.shape, t.dtype
+  end)
+end
+
+local function json_file(path)
+  local json = require "espalier.io.json"
+  return json.encode(json.read(path), { indent = "  " })
+end
+
+local function model_folder(path)
   local model = require("espalier.models").load(path)
   local lines = { tostring(model), "bytes in f32: " .. quantity.show_bytes(4 * require("espalier.models.shape").parameters(model.shape)) }
   for i, step in ipairs(model.lineage) do lines[#lines + 1] = string.format("lineage %d: %s", i, M.value(step)) end
   return table.concat(lines, "\n")
+end
+
+local by_ending = { safetensors = safetensors_file, gguf = gguf_file, h5 = hdf5_file, hdf5 = hdf5_file, json = json_file }
+
+--- What is in a file: safetensors, GGUF, HDF5, JSON; or a model: its folder or a llama2.c checkpoint.
+function M.file(path)
+  local kind = file.kind(path)
+  if not kind then require "espalier.fail"("show: there is no '%s'", path) end
+  local reader = kind == "file" and by_ending[path:match "%.(%w+)$" or ""]
+  return (reader or model_folder)(path)
 end
 
 return M

@@ -1,4 +1,4 @@
---- Files: safetensors, json, hdf5, file, journal, process. Each is opened when first named.
+--- Files: safetensors, gguf, json, hdf5, file, journal, process. Each is opened when first named.
 
 return setmetatable({}, { __index = function(io, name)
   local value = require("espalier.io." .. name)
