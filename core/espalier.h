@@ -225,12 +225,17 @@ int64_t esp_dtype_size(int dtype);                   /* bytes of an element; -1 
     X(adamw, (esp_tensor *p, esp_tensor *m, esp_tensor *v, const esp_tensor *g, const esp_tensor *lr, const esp_tensor *step, \
               const esp_tensor *factor, double beta1, double beta2, double eps, double decay)) \
     \
-    /* -- importance.c: statistics f64, added up -- */ \
-    /* stats[7,C] += over rows b of x[B,T,C]: sum and sum of squares of mean_t |x|; of sqrt(sum_t x^2); of var_t x (population); \
-     * then the sum of x over all tokens. From these come the nine batch x seq aggregations (2407.14679 section 2.2) */ \
-    X(channel_stats_acc, (esp_tensor *stats, const esp_tensor *x)) \
-    /* total (0-d) += sum over rows n of cos(a[n], b[n]), a and b [..,C] rows; a row of zeros has cos 0 */ \
-    X(cosine_acc, (esp_tensor *total, const esp_tensor *a, const esp_tensor *b))
+    /* -- importance.c: statistics f64, added up. Even rows of the data go to half 0, odd rows to half 1: x[b] is row first + b. \
+     * lengths i32 [B] or NULL (T): tokens of each row that count -- */ \
+    /* stats[2,8,C] += over rows b of x[B,T,C]: sum and sum of squares of mean_t |x|; of sqrt(sum_t x^2); of var_t x (population); \
+     * then the sums of x and of |x| over all tokens. From these come the nine batch x seq aggregations (2407.14679 section 2.2) */ \
+    X(channel_stats_acc, (esp_tensor *stats, const esp_tensor *x, const esp_tensor *lengths, int64_t first)) \
+    /* stats[2,4,C/width] += of p = sum over `width` neighbouring channels of x g, g the gradient by x[B,T,C]: over tokens the sums of p and of \
+     * |p|; over rows the sum of (sum_t p)^2; over tokens the sum of sum g^2 */ \
+    X(taylor_stats_acc, (esp_tensor *stats, const esp_tensor *x, const esp_tensor *g, int64_t width, int64_t first)) \
+    /* stats[2,3] += of c = cos(a, b), a and b [B,T,C]: over tokens the sums of c and of arccos(c)/pi, over rows that of arccos(c)/pi at the \
+     * row's last token. A vector of zeros has c = 0 */ \
+    X(angle_stats_acc, (esp_tensor *stats, const esp_tensor *a, const esp_tensor *b, const esp_tensor *lengths, int64_t first))
 
 #define ESP_PROTOTYPE(name, params) int esp_##name params;
 ESP_OPS(ESP_PROTOTYPE)

@@ -122,44 +122,106 @@ covers({ "adamw" }, "AdamW: three steps of the formula in doubles", function()
   end
 end)
 
-covers({ "channel_stats_acc" }, "the seven sums of a channel", function()
-  for _, size in ipairs { { 1, 1, 1 }, { 2, 3, 5 }, { 3, 17, 1025 } } do
+-- Rows that count to `lengths`, from row number 1 on: row b of x is in half (1 + b) % 2.
+local function lengths_of(B, T)
+  local list = {}
+  for b = 1, B do list[b] = math.max(0, T - (b - 1) * 2) end
+  return list
+end
+
+covers({ "channel_stats_acc" }, "the eight sums of a channel, by half", function()
+  for _, size in ipairs { { 1, 1, 1 }, { 2, 3, 5 }, { 3, 17, 1025 }, { 4, 5, 64 } } do
     local B, T, C = unpack(size)
-    local x, stats = random(size, 8), tensor.full({ 7, C }, 1, "f64")
-    c.channel_stats_acc(stats.c, x.c)
-    c.channel_stats_acc(stats.c, x.c)
-    local flat, want = rows.flat(x), {}
-    for i = 1, 7 * C do want[i] = 1 end
-    for b = 0, B - 1 do
-      for ch = 1, C do
-        local mean_abs, square, sum = 0, 0, 0
-        for p = 0, T - 1 do
-          local v = flat[(b * T + p) * C + ch]
-          mean_abs, square, sum = mean_abs + math.abs(v) / T, square + v * v, sum + v
+    for _, lengths in ipairs { false, lengths_of(B, T) } do
+      local x, stats, want = random(size, 8), tensor.full({ 2, 8, C }, 1, "f64"), {}
+      local given = lengths and tensor.of(lengths, { dtype = "i32" })
+      for _ = 1, 2 do c.channel_stats_acc(stats.c, x.c, given and given.c or nil, 1) end
+      local flat = rows.flat(x)
+      for i = 1, 16 * C do want[i] = 1 end
+      for b = 0, B - 1 do
+        local n = lengths and lengths[b + 1] or T
+        for ch = 1, n > 0 and C or 0 do
+          local sum_abs, square, sum = 0, 0, 0
+          for p = 0, n - 1 do
+            local v = flat[(b * T + p) * C + ch]
+            sum_abs, square, sum = sum_abs + math.abs(v), square + v * v, sum + v
+          end
+          local mean, variance = sum_abs / n, square / n - (sum / n) ^ 2
+          for k, add in ipairs { mean, mean ^ 2, math.sqrt(square), square, variance, variance ^ 2, sum, sum_abs } do
+            local at = ((b + 1) % 2 * 8 + k - 1) * C + ch
+            want[at] = want[at] + 2 * add
+          end
         end
-        local variance = square / T - (sum / T) ^ 2
-        for k, add in ipairs { mean_abs, mean_abs ^ 2, math.sqrt(square), square, variance, variance ^ 2, sum } do
-          want[(k - 1) * C + ch] = want[(k - 1) * C + ch] + 2 * add
+      end
+      rows.compare(rows.flat(stats), want, 1e-6, "stats")
+    end
+  end
+  local x, stats = random({ 2, 3, 5 }, 1), tensor.zeros({ 2, 8, 5 }, "f64")
+  t.fails("'stats' is [8, 5], want [2, 8, 5]", c.channel_stats_acc, tensor.zeros({ 8, 5 }, "f64").c, x.c, nil, 0)
+  t.fails("want [batch, positions, channels]", c.channel_stats_acc, stats.c, random({ 3, 5 }, 1).c, nil, 0)
+  t.fails("'lengths' has 4 for row 1, want 0 to 3", c.channel_stats_acc, stats.c, x.c, tensor.of({ 3, 4 }, { dtype = "i32" }).c, 0)
+end)
+
+covers({ "taylor_stats_acc" }, "the four sums of activations times gradients, by half", function()
+  for _, size in ipairs { { 1, 1, 1, 1 }, { 2, 3, 6, 1 }, { 3, 5, 6, 3 }, { 3, 7, 1030, 1 }, { 2, 3, 260, 2 } } do
+    local B, T, C, width = unpack(size)
+    local n = C / width
+    local x, g, stats, want = random({ B, T, C }, 8), random({ B, T, C }, 9), tensor.full({ 2, 4, n }, 1, "f64"), {}
+    c.taylor_stats_acc(stats.c, x.c, g.c, width, 1)
+    local u, v = rows.flat(x), rows.flat(g)
+    for i = 1, 8 * n do want[i] = 1 end
+    for b = 0, B - 1 do
+      for group = 0, n - 1 do
+        local plain, absolute, square = 0, 0, 0
+        for p = 0, T - 1 do
+          local product = 0
+          for ch = group * width + 1, (group + 1) * width do
+            local at = (b * T + p) * C + ch
+            product, square = product + u[at] * v[at], square + v[at] ^ 2
+          end
+          plain, absolute = plain + product, absolute + math.abs(product)
+        end
+        for k, add in ipairs { plain, absolute, plain ^ 2, square } do
+          local at = ((b + 1) % 2 * 4 + k - 1) * n + group + 1
+          want[at] = want[at] + add
         end
       end
     end
     rows.compare(rows.flat(stats), want, 1e-6, "stats")
   end
+  t.fails("width 4 does not divide the 6 channels", c.taylor_stats_acc, tensor.zeros({ 2, 4, 2 }, "f64").c, random({ 1, 1, 6 }, 1).c,
+    random({ 1, 1, 6 }, 1).c, 4, 0)
 end)
 
-covers({ "cosine_acc" }, "the sum of cosines; a row of zeros has none", function()
-  for _, shape in ipairs(shapes) do
-    local a, b, total = random(shape, 9), random(shape, 10), tensor.full({}, 1, "f64")
-    a:narrow(0, 0, 1):fill(0)
-    c.cosine_acc(total.c, a.c, b.c)
-    local x, y, C, want = rows.flat(a), rows.flat(b), shape[2], 1
-    for r = 1, shape[1] - 1 do
-      local dot, p, q = 0, 0, 0
-      for i = r * C + 1, (r + 1) * C do dot, p, q = dot + x[i] * y[i], p + x[i] ^ 2, q + y[i] ^ 2 end
-      want = want + dot / math.sqrt(p * q)
+covers({ "angle_stats_acc" }, "cosines and angles by half; a vector of zeros has cosine 0", function()
+  for _, size in ipairs { { 1, 1, 1 }, { 2, 3, 5 }, { 3, 65, 17 }, { 2, 130, 16 } } do
+    local B, T, C = unpack(size)
+    for _, lengths in ipairs { false, lengths_of(B, T) } do
+      local a, b, stats, want = random(size, 9), random(size, 10), tensor.full({ 2, 3 }, 1, "f64"), { 1, 1, 1, 1, 1, 1 }
+      local given = lengths and tensor.of(lengths, { dtype = "i32" })
+      a:select(1, 0):fill(0)
+      c.angle_stats_acc(stats.c, a.c, b.c, given and given.c or nil, 1)
+      local x, y = rows.flat(a), rows.flat(b)
+      for r = 0, B - 1 do
+        local n, at = lengths and lengths[r + 1] or T, (r + 1) % 2 * 3
+        for p = 0, n - 1 do
+          local dot, u, v = 0, 0, 0
+          for i = (r * T + p) * C + 1, (r * T + p + 1) * C do dot, u, v = dot + x[i] * y[i], u + x[i] ^ 2, v + y[i] ^ 2 end
+          local cos = p == 0 and 0 or dot / math.sqrt(u * v)
+          local angle = math.acos(math.max(-1, math.min(1, cos))) / math.pi
+          want[at + 1], want[at + 2] = want[at + 1] + cos, want[at + 2] + angle
+          if p == n - 1 then want[at + 3] = want[at + 3] + angle end
+        end
+      end
+      rows.compare(rows.flat(stats), want, 1e-6, "stats")
     end
-    t.near(total:item(), want, 1e-6)
   end
+  local x, stats = random({ 1, 2, 3 }, 1), tensor.zeros({ 2, 3 }, "f64")
+  c.angle_stats_acc(stats.c, x.c, x.c, nil, 0)
+  t.near(stats:table(), { { 2, 0, 0 }, { 0, 0, 0 } }, 1e-7, "the same vectors")
+  x:fill(0 / 0)
+  c.angle_stats_acc(stats.c, x.c, x.c, nil, 0)
+  t.ok(stats:table()[1][1] ~= stats:table()[1][1], "NaN stays")
 end)
 
 -- Run after ops.lua and ops_layers.lua, by the order of their names; alone it can say nothing of theirs.

@@ -14,10 +14,10 @@ local fail = require "espalier.fail"
 local c = core.ops
 local M = { load = statistics.load }
 
--- Sums [7,n] of a site, made when first seen.
+-- Sums [2,8,n] of a site, made when first seen.
 local function sums_for(stats, l, site, n)
   local layer = stats.sums[l + 1]
-  layer[site] = layer[site] or tape.outside_scopes(tensor.zeros, { 7, n }, "f64")
+  layer[site] = layer[site] or tape.outside_scopes(tensor.zeros, { 2, 8, n }, "f64")
   return layer[site]
 end
 
@@ -30,20 +30,22 @@ local function head_lengths(x, head_dim)
 end
 
 local function observer(stats)
-  local input, cosine = nil, tape.outside_scopes(tensor.zeros, {}, "f64")
+  local input, angles = nil, tape.outside_scopes(tensor.zeros, { 2, 3 }, "f64")
+  local counted = { norm1 = true, norm2 = true, attention = true, ffn = true }
   return function(site, l, t)
     if site == "in" then
       input = tape.outside_scopes(tensor.clone, t)
     elseif site == "out" then
-      cosine:fill(0)
-      c.cosine_acc(cosine.c, input.c, t.c)
-      stats.cosine[l + 1] = (stats.cosine[l + 1] or 0) + cosine:item()
+      angles:fill(0)
+      c.angle_stats_acc(angles.c, input.c, t.c, nil, stats.rows)
+      local p = angles:data()
+      stats.cosine[l + 1] = (stats.cosine[l + 1] or 0) + p[0] + p[3]
       input:free()
-    else
-      c.channel_stats_acc(sums_for(stats, l, site, t.shape[3]).c, t.c)
+    elseif counted[site] then
+      c.channel_stats_acc(sums_for(stats, l, site, t.shape[3]).c, t.c, nil, stats.rows)
       if site == "attention" then
         local lengths = head_lengths(t, stats.shape.head_dim)
-        c.channel_stats_acc(sums_for(stats, l, "heads", lengths.shape[3]).c, lengths.c)
+        c.channel_stats_acc(sums_for(stats, l, "heads", lengths.shape[3]).c, lengths.c, nil, stats.rows)
       end
     end
   end

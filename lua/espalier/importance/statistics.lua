@@ -1,6 +1,6 @@
 --- Statistics of one calibration pass, and the questions they answer without the model's running again.
 --
--- For each layer and site, seven sums a channel (core: channel_stats_acc) over the rows of the calibration data; for each layer the sum of
+-- For each layer and site, eight sums a channel and half (core: channel_stats_acc) over the rows of the calibration data; for each layer the sum of
 -- cos(input, output); where asked for, NLL and KL with layers left out. Statistics of shards of data add up.
 
 local tensor = require "espalier.tensor"
@@ -28,7 +28,7 @@ end
 
 local row_of = { mean = 0, l2 = 2, var = 4 }
 
--- One aggregation of a [7,n] table: batch over the rows' values of seq.
+-- One aggregation of an [8,n] table: batch over the rows' values of seq.
 local function aggregate(sums, batch, seq, rows)
   local first, second, out = sums[row_of[seq] + 1], sums[row_of[seq] + 2], {}
   for c = 1, #first do
@@ -64,7 +64,7 @@ local function sums_of(stats, l, site)
   local layer = stats.sums[l + 1]
   local t = layer and layer[site]
   if not t then fail("stats: layer %d has no '%s' (0 to %d; a layer without that part has none)", l, site, #stats.sums - 1) end
-  return t:table()
+  return t:sum(0):table()
 end
 
 -- Weights by role of a site in layer l: "out" [outputs, n] multiplies the channels, "in" [n, inputs] makes them.
@@ -178,7 +178,7 @@ function Statistics:merge(other)
   return both
 end
 
---- Writes an HDF5 file: layer.N/SITE [7,n] f64, cosine, left_out, and what they are of.
+--- Writes an HDF5 file: layer.N/SITE [2,8,n] f64, cosine, left_out, and what they are of.
 function Statistics:save(path)
   local values = {}
   for l, layer in ipairs(self.sums) do

@@ -26,15 +26,20 @@ local function new(opt)
 end
 
 --- x [B,T,hidden] -> [B,T,hidden]. c: cos, sin (rows of these positions), first (i32 [B,T] or nil), cache (of this layer, or nil),
--- observe (or nil): called with what enters o_proj.
+-- observe (or nil): called with queries and keys as they meet ("q", "k": [B,T,H,D]) and what enters o_proj ("attention").
 function Attention:forward(x, c)
   local B, T = x.shape[1], x.shape[2]
   local q = ops.rope(self.q_proj(x):view(B, T, self.heads, self.head_dim), c.cos, c.sin)
   local k = ops.rope(self.k_proj(x):view(B, T, self.kv_heads, self.head_dim), c.cos, c.sin)
   local v = self.v_proj(x):view(B, T, self.kv_heads, self.head_dim)
+  local see = c.observe
+  if see then
+    see("q", c.layer, q)
+    see("k", c.layer, k)
+  end
   if c.cache then k, v = c.cache:extend(k, v) end
   local o = ops.attention(q, k, v, { first = c.first, scale = self.scale }):view(B, T, self.heads * self.head_dim)
-  if c.observe then c.observe("attention", c.layer, o) end
+  if see then see("attention", c.layer, o) end
   return self.o_proj(o)
 end
 

@@ -43,12 +43,17 @@ function Block:forward(x, c)
   if self.self_attn and c.skip ~= "attention" then
     local h = self.input_layernorm(x)
     if see then see("norm1", c.layer, h) end
-    x = x + self.self_attn(h, c)
+    local y = self.self_attn(h, c)
+    if see then see("attention_out", c.layer, y) end
+    x = x + y
   end
+  if see then see("mid", c.layer, x) end
   if self.mlp and c.skip ~= "mlp" then
     local h = self.post_attention_layernorm(x)
     if see then see("norm2", c.layer, h) end
-    x = x + self.mlp(h, c)
+    local y = self.mlp(h, c)
+    if see then see("mlp_out", c.layer, y) end
+    x = x + y
   end
   if see then see("out", c.layer, x) end
   return x

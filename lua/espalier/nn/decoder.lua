@@ -60,8 +60,10 @@ function Decoder:positions(from, count)
 end
 
 --- Residual stream after the final norm, [B,T,hidden].
--- ids: i32 [B,T] tensor. opt.first: i32 [B,T], where each token's document begins. opt.observe(site, layer, tensor): sites "in", "norm1",
--- "attention", "norm2", "ffn", "out"; what it keeps it must clone. opt.skip: { [layer] = true | "attention" | "mlp" }.
+-- ids: i32 [B,T] tensor. opt.first: i32 [B,T], where each token's document begins. opt.skip: { [layer] = true | "attention" | "mlp" }.
+-- opt.observe(site, layer, tensor) is called, in this order, at "in", "norm1", "q", "k", "attention" (what enters o_proj), "attention_out" (what
+-- is added), "mid", "norm2", "pre" (what the activation reads), "ffn" (what enters down_proj), "mlp_out", "out", and at the end at "final" (after
+-- the last norm; layer nil). What it keeps it must clone.
 -- opt.from: { layer =, x = } starts with the residual stream x into that layer. opt.cache: keys and values of earlier positions.
 function Decoder:forward(ids, opt)
   opt = opt or {}
@@ -85,7 +87,9 @@ function Decoder:forward(ids, opt)
     end
   end
   if opt.cache then opt.cache:advance(x.shape[2]) end
-  return self.model.norm(x)
+  local y = self.model.norm(x)
+  if opt.observe then opt.observe("final", nil, y) end
+  return y
 end
 
 return { Decoder = new }

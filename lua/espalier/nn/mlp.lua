@@ -18,10 +18,14 @@ local function new(opt)
   }, GatedMLP)
 end
 
---- x [B,T,hidden] -> [B,T,hidden]. c.observe (or nil) is called with what enters down_proj.
+--- x [B,T,hidden] -> [B,T,hidden]. c.observe (or nil) is called with what leaves gate_proj ("pre") and what enters down_proj ("ffn").
 function GatedMLP:forward(x, c)
-  local y = ops.silu_gate(self.gate_proj(x), self.up_proj(x))
-  if c and c.observe then c.observe("ffn", c.layer, y) end
+  local see, gate = c and c.observe, self.gate_proj(x)
+  local y = ops.silu_gate(gate, self.up_proj(x))
+  if see then
+    see("pre", c.layer, gate)
+    see("ffn", c.layer, y)
+  end
   return self.down_proj(y)
 end
 
