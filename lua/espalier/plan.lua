@@ -3,6 +3,7 @@
 local file = require "espalier.io.file"
 local json = require "espalier.io.json"
 local shapes = require "espalier.models.shape"
+local configs = require "espalier.models.config"
 local legal = require "espalier.prune.legal"
 local quantity = require "espalier.quantity"
 local fail = require "espalier.fail"
@@ -17,7 +18,7 @@ local function shape_of(what)
   if file.kind(path) == "folder" then path = file.join(path, "config.json") end
   if not path:match "%.json$" then return require("espalier.models").load(path).shape, path end
   if not file.kind(path) then fail("plan: there is no %s", path) end
-  return shapes.of_config(json.read(path), path), path
+  return configs.of_config(json.read(path), path), path
 end
 
 -- Bytes that a distillation step keeps, by part. f32; activations of the student for backward, one chunk of both heads' logits.

@@ -46,7 +46,8 @@ t.test("config.json: a field that is missing, of the wrong kind or impossible", 
   cases["a wider model than its weights"] = { "[", function(c) c.hidden_size = 32 end }
   cases["a layer too many"] = { "layers.3", function(c) c.num_hidden_layers = 4 end }
   cases["an unknown rope"] = { "rope", function(c) c.rope_parameters.rope_type = "spiral" end }
-  cases["biases"] = { "attention_bias", function(c) c.attention_bias = true end }
+  cases["biases that the file has not"] = { "q_proj.bias", function(c) c.attention_bias = true end }
+  cases["a field that nobody knows"] = { "residual_multiplier", function(c) c.residual_multiplier = 0.5 end }
   cases["another activation"] = { "hidden_act", function(c) c.hidden_act = "gelu" end }
   cases["another architecture"] = { "bert", function(c) c.model_type = "bert" end }
   for what, case in pairs(cases) do

@@ -6,7 +6,7 @@ local core = require "espalier.ffi"
 local file = require "espalier.io.file"
 local json = require "espalier.io.json"
 local safetensors = require "espalier.io.safetensors"
-local shapes = require "espalier.models.shape"
+local configs = require "espalier.models.config"
 local models = require "espalier.models.model"
 local options = require "espalier.options"
 local fail = require "espalier.fail"
@@ -41,32 +41,6 @@ local function open_weights(dir)
   return where
 end
 
---- Names and shapes of the parameters of a shape, in the order of the layers: a list of { name, shape }.
-function M.expected(s)
-  local list, d, e = {}, s.hidden, s.head_dim
-  local function want(name, ...) list[#list + 1] = { name = name .. ".weight", shape = { ... } } end
-  want("model.embed_tokens", s.vocab, d)
-  for l = 0, s.layers - 1 do
-    local p, h, g, f = "model.layers." .. l .. ".", shapes.at(s, "heads", l), shapes.at(s, "kv_heads", l), shapes.at(s, "ffn", l)
-    if h > 0 then
-      want(p .. "input_layernorm", d)
-      want(p .. "self_attn.q_proj", h * e, d)
-      want(p .. "self_attn.k_proj", g * e, d)
-      want(p .. "self_attn.v_proj", g * e, d)
-      want(p .. "self_attn.o_proj", d, h * e)
-    end
-    if f > 0 then
-      want(p .. "post_attention_layernorm", d)
-      want(p .. "mlp.gate_proj", f, d)
-      want(p .. "mlp.up_proj", f, d)
-      want(p .. "mlp.down_proj", d, f)
-    end
-  end
-  want("model.norm", d)
-  if not s.tied then want("lm_head", s.vocab, d) end
-  return list
-end
-
 local function same(a, b)
   return table.concat(a, "x") == table.concat(b, "x")
 end
@@ -82,6 +56,7 @@ function M.check_finite(name, t, what)
   if not (sum < math.huge) then fail("%s: '%s' holds NaN or infinity", what, name) end
 end
 
+-- A stored tensor under the names of its parts: { [name] = tensor }.
 local function take(where, want, dir, dtype)
   local f = where[want.name]
   if not f then fail("%s: the weight '%s' is missing", dir, want.name) end
@@ -94,7 +69,14 @@ local function take(where, want, dir, dtype)
   M.check_finite(want.name, t, dir)
   -- f16 is a storage format only.
   local keep = dtype or (t.dtype == "f16" and "f32" or t.dtype)
-  return tensor.to(t, keep)
+  t = tensor.to(t, keep)
+  if #want.parts == 1 then return { [want.parts[1].name] = t } end
+  local parts, at = {}, 0
+  for _, part in ipairs(want.parts) do
+    parts[part.name] = tensor.narrow(t, 0, at, part.shape[1])
+    at = at + part.shape[1]
+  end
+  return parts
 end
 
 local harmless = { ["lm_head.weight"] = true }
@@ -105,11 +87,11 @@ function M.load(dir, opt)
   local config_path = file.join(dir, "config.json")
   if not file.kind(config_path) then fail("%s holds no config.json", dir) end
   local config = json.read(config_path)
-  local shape = shapes.of_config(config, config_path)
+  local shape = configs.of_config(config, config_path)
   return tape.outside_scopes(function()
     local where, weights, known = open_weights(dir), {}, {}
-    for _, want in ipairs(M.expected(shape)) do
-      weights[want.name] = take(where, want, dir, opt.dtype)
+    for _, want in ipairs(configs.stored(shape, config.model_type)) do
+      for name, t in pairs(take(where, want, dir, opt.dtype)) do weights[name] = t end
       known[want.name] = true
     end
     for name in pairs(where) do
@@ -144,14 +126,25 @@ local function largest_difference(a, b)
   end)
 end
 
+-- What a file stores as one, from its parts.
+local function join(want, own, dtype)
+  if #want.parts == 1 then return tensor.to(own[want.parts[1].name], dtype) end
+  local whole, at = tensor.new(want.shape, dtype), 0
+  for _, part in ipairs(want.parts) do
+    tensor.narrow(whole, 0, at, part.shape[1]):copy_from(own[part.name])
+    at = at + part.shape[1]
+  end
+  return whole
+end
+
 local function write_parts(model, dir, dtype)
-  local weights, names = {}, model:parameter_names()
-  for name, t in pairs(model:parameters()) do
-    M.check_finite(name, t, "save")
-    weights[name] = tensor.to(t, dtype)
+  local weights, names, own = {}, {}, model:parameters()
+  for name, t in pairs(own) do M.check_finite(name, t, "save") end
+  for i, want in ipairs(configs.stored(model.shape, configs.kind(model.shape, model.config))) do
+    names[i], weights[want.name] = want.name, join(want, own, dtype)
   end
   safetensors.write(file.join(dir, "model.safetensors"), weights, { order = names, metadata = { format = "pt" } })
-  json.write(file.join(dir, "config.json"), shapes.to_config(model.shape, model.config, dtype))
+  json.write(file.join(dir, "config.json"), configs.to_config(model.shape, model.config, dtype))
   local has_generation
   if model.source and file.kind(model.source) == "folder" then
     for _, name in ipairs(M.tokenizer_files) do

@@ -23,6 +23,10 @@ end
 --- nn.Decoder(shape [, { weights = { [hf_name] = tensor }, seed =, std = }]): weights that are not given are fresh.
 local function new(shape, opt)
   opt = opt or {}
+  for _, name in ipairs { "norm", "norms", "qk_norm", "activation", "gated", "biases", "window", "rotary", "query_scalar", "attention_cap",
+    "logit_cap", "embedding_scale" } do
+    if shapes.normal(shape)[name] ~= nil then fail("model: the decoder has no %s; it is a plain LLaMA", name) end
+  end
   local given = opt.weights or {}
   local stack = setmetatable({ layers = {} }, Stack)
   stack.embed_tokens = layers.Embedding { vocab = shape.vocab, size = shape.hidden, weight = given["model.embed_tokens.weight"],

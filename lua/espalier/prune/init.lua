@@ -27,29 +27,24 @@ local function cut(t, rows, columns)
   return (rows or columns) and t or tensor.clone(t)
 end
 
--- Weights of layer l of the source, cut, under the names of layer i.
-local function cut_layer(out, from, l, i, s, sets, parts)
-  local e, hidden = s.head_dim, sets.hidden
-  local function put(name, rows, columns)
-    local t = from["model.layers." .. l .. "." .. name .. ".weight"]
-    out["model.layers." .. i .. "." .. name .. ".weight"] = cut(t, rows, columns)
+-- What is kept along an axis of a tensor of layer l of the source; nil: all of it.
+local function kept_along(axis, l, s, sets)
+  if axis == "hidden" then return sets.hidden end
+  if axis == "ffn" then return sets.ffn and sets.ffn[l + 1] end
+  if axis == "heads" or axis == "kv_heads" then return sets[axis] and channels(sets[axis][l + 1], s.head_dim) end
+end
+
+-- Weights of the shape `new`, cut from those of the source: layer i of it is layer kept_layers[i+1] of the source.
+local function cut_all(new, from, s, sets, kept_layers)
+  local weights = {}
+  for _, t in ipairs(shapes.tensors(new)) do
+    local l = t.layer and kept_layers[t.layer + 1]
+    local source = from[l and "model.layers." .. l .. "." .. t.below or t.name]
+    local rows, columns = kept_along(t.axes[1], l, s, sets), t.axes[2] and kept_along(t.axes[2], l, s, sets)
+    weights[t.name] = cut(source, rows, columns)
+    huggingface.check_finite(t.name, weights[t.name], "esp.prune")
   end
-  if parts.attention then
-    local q = sets.heads and channels(sets.heads[l + 1], e)
-    local kv = sets.kv_heads and channels(sets.kv_heads[l + 1], e)
-    put("input_layernorm", nil, hidden)
-    put("self_attn.q_proj", q, hidden)
-    put("self_attn.k_proj", kv, hidden)
-    put("self_attn.v_proj", kv, hidden)
-    put("self_attn.o_proj", hidden, q)
-  end
-  if parts.mlp then
-    local f = sets.ffn and sets.ffn[l + 1]
-    put("post_attention_layernorm", nil, hidden)
-    put("mlp.gate_proj", f, hidden)
-    put("mlp.up_proj", f, hidden)
-    put("mlp.down_proj", hidden, f)
-  end
+  return weights
 end
 
 local function is_statistics(x) return type(x) == "table" and x.sums ~= nil and x.rank ~= nil end
@@ -85,16 +80,7 @@ function M.prune(model, scores, opt)
   end
   for axis, own in pairs(opt.keep or {}) do sets[axis] = own end
   local new, kept_layers = legal.result(s, opt, lists, sets.layers)
-  local weights, from = {}, model:parameters()
-  tape.no_grad(tape.outside_scopes, function()
-    for i, l in ipairs(kept_layers) do
-      cut_layer(weights, from, l, i - 1, s, sets, { attention = shapes.at(new, "heads", i - 1) > 0, mlp = shapes.at(new, "ffn", i - 1) > 0 })
-    end
-    for _, name in ipairs { "model.embed_tokens.weight", "model.norm.weight", "lm_head.weight" } do
-      if from[name] then weights[name] = cut(from[name], nil, sets.hidden) end
-    end
-    for name, t in pairs(weights) do huggingface.check_finite(name, t, "esp.prune") end
-  end)
+  local weights = tape.no_grad(tape.outside_scopes, cut_all, new, model:parameters(), s, sets, kept_layers)
   local lineage = { unpack(model.lineage) }
   local function array(list) return list and json.array { unpack(list) } end
   lineage[#lineage + 1] = { step = "prune", parent = model.source, by = ranking and tostring(ranking) or nil, before = shapes.text(s),

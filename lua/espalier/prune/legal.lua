@@ -90,7 +90,15 @@ function M.result(s, opt, sets, kept_layers)
   end
   new.layers = #kept_layers
   for axis, list in pairs(lists) do new[axis] = shapes.uniform(list) end
-  return shapes.check(new, "prune"), kept_layers
+  -- What the layers that stay had of their own stays theirs.
+  for _, name in ipairs { "window", "rotary" } do
+    if type(s[name]) == "table" then
+      local list = {}
+      for i, l in ipairs(kept_layers) do list[i] = s[name][l + 1] end
+      new[name] = list
+    end
+  end
+  return shapes.normal(shapes.check(new, "prune")), kept_layers
 end
 
 --- Checked options of a call.
