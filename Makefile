@@ -4,19 +4,20 @@
 #   make demo       a small teacher is trained, pruned, retrained and compared (about a minute)
 #   make test       the whole test suite; the last line counts passed, failed and skipped
 #   make check      linters, then the test suite under ASan and UBSan
+#   make fuzz       every parser under libFuzzer, ASan and UBSan: FUZZ_RUNS=1000000 FUZZ_TARGETS="gguf json"
 #   make bench      a distillation step at a real shape, beside PyTorch where that is installed
 #   make install    PREFIX=/usr/local
 #   make clean
 
 CC       = gcc
 PREFIX   = /usr/local
-B        = build$(if $(SANITIZE),/sanitize)
+B        = build$(if $(SANITIZE),/sanitize)$(if $(FUZZ),/fuzz)
 
 # -fno-math-errno and -fno-trapping-math let loops vectorise and change no result; -ffast-math is not used anywhere.
 WARNINGS = -Wall -Wextra -Wshadow -Wstrict-prototypes -Wmissing-prototypes $(if $(WERROR),-Werror)
 CFLAGS   = -O3 -g
 ALL_CFLAGS = -std=gnu11 -fPIC -fno-math-errno -fno-trapping-math $(WARNINGS) $(CFLAGS) $(SANITIZERS) -MMD -MP
-SANITIZERS = $(if $(SANITIZE),-O1 -fsanitize=address$(,)undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer)
+SANITIZERS = $(if $(SANITIZE)$(FUZZ),-O1 -fsanitize=address$(,)undefined$(if $(FUZZ),$(,)fuzzer-no-link) -fno-sanitize-recover=undefined -fno-omit-frame-pointer)
 , := ,
 
 # Expanded when a command runs, so after the packages are there.
@@ -35,7 +36,7 @@ CORE_OBJ = $(CORE_SRC:core/%.c=$(B)/obj/%.o) $(B)/obj/header.o
 HDF5_OBJ = $(HDF5_SRC:core/%.c=$(B)/obj/%.o) $(B)/obj/checksum.o
 HOST_OBJ = $(HOST_SRC:core/%.c=$(B)/obj/%.o)
 
-.PHONY: all demo test check lint bench install clean
+.PHONY: all demo test check lint fuzz bench install clean
 all: $(B)/libespalier.so $(B)/libespalier-hdf5.so $(B)/espalier
 
 $(B)/libespalier.so: $(CORE_OBJ)
@@ -62,13 +63,13 @@ $(B)/header.txt: core/espalier.h | build/packages
 
 $(B)/obj/header.c: $(B)/header.txt
 	@mkdir -p $(@D)
-	{ echo '#include "../../$(if $(SANITIZE),../)core/espalier.h"'; \
+	{ echo '#include "../../$(if $(SANITIZE)$(FUZZ),../)core/espalier.h"'; \
 	  echo 'const char *esp_checksum(void) { return "'$$(cksum < $< | tr ' ' '-')'"; }'; \
 	  echo 'const char *esp_header(void) { return'; sed 's/\\/\\\\/g; s/"/\\"/g; s/.*/"&\\n"/' $<; echo ';}'; } > $@
 
 $(B)/obj/checksum.c: $(B)/header.txt
 	@mkdir -p $(@D)
-	{ echo '#include "../../$(if $(SANITIZE),../)core/espalier.h"'; \
+	{ echo '#include "../../$(if $(SANITIZE)$(FUZZ),../)core/espalier.h"'; \
 	  echo 'const char *esp_h5_checksum(void) { return "'$$(cksum < $< | tr ' ' '-')'"; }'; } > $@
 
 $(B)/obj/%.o: $(B)/obj/%.c
@@ -113,6 +114,17 @@ check: lint
 	$(MAKE) WERROR=1 all
 	$(MAKE) WERROR=1 SANITIZE=1 all
 	$(MAKE) WERROR=1 SANITIZE=1 test
+
+# The core built again by clang for libFuzzer; nothing of it is installed or shipped.
+FUZZ_RUNS = 2000
+FUZZ_TARGETS =
+fuzz: all
+	@command -v clang >/dev/null || { echo "installing clang"; $(call APT,clang); }
+	$(MAKE) FUZZ=1 CC=clang build/fuzz/harness
+	$(B)/espalier tests/fuzz/run.lua build/fuzz/harness build/fuzz/corpus $(FUZZ_RUNS) $(FUZZ_TARGETS)
+
+build/fuzz/harness: tests/fuzz/harness.c build/fuzz/libespalier.so build/fuzz/libespalier-hdf5.so
+	$(CC) $(ALL_CFLAGS) $(HOST_CFLAGS) -fsanitize=fuzzer -o $@ $< -Lbuild/fuzz -lespalier -Wl,-rpath,'$$ORIGIN' -Wl,-E $(HOST_LIBS) -lm
 
 bench: all
 	$(B)/espalier tests/bench/kd.lua

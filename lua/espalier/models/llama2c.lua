@@ -10,6 +10,13 @@ local fail = require "espalier.fail"
 
 local M = {}
 
+-- Bytes of a checkpoint of these sizes: weights, and the tables of cosines and sines that older programs read.
+local function size_of(s)
+  local d, q, kv = s.hidden, s.heads * s.head_dim, s.kv_heads * s.head_dim
+  local layer = 2 * d + 2 * d * q + 2 * d * kv + 3 * d * s.ffn
+  return 28 + 4 * (s.vocab * d * (s.tied and 1 or 2) + s.layers * layer + d + s.context * s.head_dim)
+end
+
 local function header(text, path)
   if #text < 28 then fail("%s: %d bytes are no llama2.c checkpoint (want a header of 28)", path, #text) end
   local h = core.cast("const int32_t *", text)
@@ -19,6 +26,9 @@ local function header(text, path)
   end
   if s.hidden % s.heads ~= 0 then fail("%s: hidden %d does not divide among %d heads", path, s.hidden, s.heads) end
   s.head_dim = s.hidden / s.heads
+  if #text ~= size_of(s) then
+    fail("%s: %d bytes, want %.0f for the sizes in its header; it is cut short, or no llama2.c checkpoint of version 0", path, #text, size_of(s))
+  end
   -- What the format leaves to the program that runs it.
   s.norm_eps, s.rope = 1e-5, { theta = 10000 }
   return s
@@ -36,23 +46,21 @@ function M.load(path)
   local s = header(text, path)
   return tape.outside_scopes(function()
     local at, weights = 28, {}
-    local function take(name, ...)
-      local shape = { ... }
-      local t = tensor.new(shape)
+    local function take(...)
+      local t = tensor.new { ... }
       local bytes = 4 * t:count()
-      if at + bytes > #text then fail("%s: ends in '%s' (%d bytes, want at least %d)", path, name, #text, at + bytes) end
       core.copy(t:data(), core.cast("const char *", text) + at, bytes)
       at = at + bytes
       return t
     end
     local function by_layer(name, fn, ...)
       for l = 0, s.layers - 1 do
-        local t = take(name, ...)
+        local t = take(...)
         weights["model.layers." .. l .. "." .. name .. ".weight"] = fn and fn(t) or t
       end
     end
     local d, q, kv = s.hidden, s.heads * s.head_dim, s.kv_heads * s.head_dim
-    weights["model.embed_tokens.weight"] = take("embedding", s.vocab, d)
+    weights["model.embed_tokens.weight"] = take(s.vocab, d)
     by_layer("input_layernorm", nil, d)
     by_layer("self_attn.q_proj", function(t) return unweave(t, s.heads, s.head_dim) end, q, d)
     by_layer("self_attn.k_proj", function(t) return unweave(t, s.kv_heads, s.head_dim) end, kv, d)
@@ -62,10 +70,9 @@ function M.load(path)
     by_layer("mlp.gate_proj", nil, s.ffn, d)
     by_layer("mlp.down_proj", nil, d, s.ffn)
     by_layer("mlp.up_proj", nil, s.ffn, d)
-    weights["model.norm.weight"] = take("final norm", d)
+    weights["model.norm.weight"] = take(d)
     at = at + 4 * s.context * s.head_dim
-    if not s.tied then weights["lm_head.weight"] = take("head", s.vocab, d) end
-    if at ~= #text then fail("%s: %d bytes, want %d for the sizes in its header", path, #text, at) end
+    if not s.tied then weights["lm_head.weight"] = take(s.vocab, d) end
     return models.new(s, { weights = weights, source = path })
   end)
 end
