@@ -7,7 +7,7 @@ local M = {}
 local counts = { [""] = 1, k = 1e3, K = 1e3, M = 1e6, m = 1e6, B = 1e9, b = 1e9, G = 1e9, T = 1e12 }
 local bytes = { [""] = 1, B = 1, kB = 1e3, KB = 1e3, MB = 1e6, GB = 1e9, TB = 1e12,
   KiB = 2 ^ 10, MiB = 2 ^ 20, GiB = 2 ^ 30, TiB = 2 ^ 40 }
-local seconds = { [""] = 1, s = 1, sec = 1, min = 60, h = 3600, d = 86400 }
+local seconds = { [""] = 1, ms = 1e-3, s = 1, sec = 1, min = 60, h = 3600, d = 86400 }
 local percent = { [""] = 1, ["%"] = 0.01 }
 
 local function reader(what, units, example)
@@ -50,8 +50,9 @@ function M.show_bytes(n)
   return scaled(n, { { 2 ^ 40, " TiB" }, { 2 ^ 30, " GiB" }, { 2 ^ 20, " MiB" }, { 2 ^ 10, " KiB" } }, "%d B")
 end
 
---- 80 -> "1 min 20 s".
+--- 80 -> "1 min 20 s"; 0.0123 -> "12.30 ms".
 function M.show_seconds(s)
+  if s > 0 and s < 0.1 then return string.format("%.2f ms", 1000 * s) end
   if s < 10 then return string.format("%.1f s", s) end
   s = math.floor(s + 0.5)
   if s < 60 then return string.format("%d s", s) end

@@ -36,7 +36,7 @@ t.test("every command of the README", function()
     t.ok(#shell(dir, command) > 40, line .. ": printed nothing to speak of")
     count = count + 1
   end
-  t.equal(count, 6)
+  t.ok(count >= 6, "commands found: " .. count)
   t.ok(file.kind(dir .. "/runs/a/model/model.safetensors") == "file", "the model")
   t.ok(t.read(dir .. "/runs/a/report.html"):find("</html>", 1, true), "the report")
 end)
