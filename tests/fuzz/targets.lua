@@ -13,6 +13,12 @@ targets.safetensors = { file = "model.safetensors", open = function(path)
   for _, name in ipairs(f.names) do f:tensor(name) end
 end }
 
+targets.gguf = { file = "model.gguf", open = function(path)
+  local f = esp.io.gguf.open(path)
+  for _, name in ipairs(f.names) do f:describe(name) end
+  for _, name in ipairs(f.names) do f:tensor(name) end
+end }
+
 targets.json = { file = "value.json", open = function(path)
   local value = esp.io.json.read(path)
   esp.io.json.encode(value)

@@ -41,6 +41,7 @@ t.test("config.json: a field that is missing, of the wrong kind or impossible", 
   cases["heads do not divide"] = { "kv_heads", function(c) c.num_attention_heads = 3 end }
   cases["no heads"] = { "", function(c) c.num_attention_heads = 0 end }
   cases["odd head_dim"] = { "head_dim", function(c) c.head_dim = 7 end }
+  cases["a billion layers"] = { "at most 10000", function(c) c.num_hidden_layers = 1e9 end }
   cases["negative layers"] = { "layers", function(c) c.num_hidden_layers = -1 end }
   cases["a vocabulary smaller than the embedding"] = { "embed_tokens", function(c) c.vocab_size = 39 end }
   cases["a wider model than its weights"] = { "[", function(c) c.hidden_size = 32 end }
@@ -55,6 +56,8 @@ t.test("config.json: a field that is missing, of the wrong kind or impossible", 
     t.ok(not ok, what .. " was accepted")
     t.ok(message:find(case[1], 1, true) and message:find(dir, 1, true), what .. ": " .. tostring(message))
   end
+  t.write(path, "7")
+  t.fails("holds 7, want an object of fields", esp.load, dir)
   t.write(path, good:sub(1, 50))
   t.fails("config.json", esp.load, dir)
   file.remove(path)

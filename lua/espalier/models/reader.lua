@@ -15,6 +15,7 @@ end
 
 --- where names the file in messages; defaults: { [field] = value } of the architecture, for fields that are missing.
 function M.new(config, where, defaults)
+  if type(config) ~= "table" or config == json.null then fail("%s: holds %s, want an object of fields", where, say(config)) end
   return setmetatable({ config = config, where = where, defaults = defaults or {}, used = {} }, Reader)
 end
 

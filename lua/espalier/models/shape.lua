@@ -240,12 +240,16 @@ local function check_layer(s, l, what)
   end
 end
 
+local most_layers = 10000
+
 --- Refuses a shape that cannot be, naming the rule. what names the speaker ("prune").
 function M.check(s, what)
   check_options(s, what)
   for _, name in ipairs { "hidden", "layers", "head_dim", "vocab", "context" } do
     if not whole(s[name]) or s[name] < 1 then fail("%s: %s is %s, want a whole number from 1", what, name, tostring(s[name])) end
   end
+  -- Sizes are walked layer by layer: a config that lies must not take hours to be refused.
+  if s.layers > most_layers then fail("%s: layers is %.0f, want at most %d", what, s.layers, most_layers) end
   if s.head_dim % 2 ~= 0 then fail("%s: head_dim is %d, want an even number (rotary channels turn in pairs)", what, s.head_dim) end
   for _, name in ipairs(M.by_layer) do
     local list = s[name]
