@@ -1,6 +1,6 @@
 --- Named options: converted and checked, unknown names refused with the nearest known one.
 --
--- A specification is { name = { kind, default =, required =, one_of = {..}, help = } }. Kinds: int number string bool path tokens bytes
+-- A specification is { name = { kind, default =, required =, one_of = {..}, help = } }. Kinds: int sizes number string bool path tokens bytes
 -- seconds percent table func list model tensor any.
 
 local fail = require "espalier.fail"
@@ -46,13 +46,29 @@ local function whole(v)
   return n == math.floor(n) and n or nil
 end
 
+-- A whole number for all layers, or a list of them by layer ("96,96,0" on the command line).
+local function sizes(v)
+  if type(v) == "string" and v:find "," then
+    local list = {}
+    for word in v:gmatch "[^,]+" do list[#list + 1] = word end
+    v = list
+  end
+  if type(v) ~= "table" then return whole(v) end
+  local out = {}
+  for i, one in ipairs(v) do
+    out[i] = whole(one)
+    if not out[i] then return nil end
+  end
+  return out
+end
+
 local function of_type(name)
   return function(v) return type(v) == name and v or nil end
 end
 
 -- Each gives the converted value, or nil where the value cannot be one.
 local kinds = {
-  int = whole,
+  int = whole, sizes = sizes,
   number = function(v) return tonumber(v) end,
   string = function(v) return (type(v) == "string" or type(v) == "number") and tostring(v) or nil end,
   bool = function(v)
@@ -78,7 +94,8 @@ local kinds = {
   end,
 }
 
-local articles = { int = "a whole number", number = "a number", string = "a text", bool = "true or false", path = "a path",
+local articles = { int = "a whole number", sizes = "a whole number, or a list of them by layer",
+  number = "a number", string = "a text", bool = "true or false", path = "a path",
   tokens = "a count", func = "a function", list = "a list", model = "a model", tensor = "a tensor", table = "a table" }
 
 local function convert(what, name, value, rule)

@@ -83,7 +83,7 @@ end
 local function model_folder(path)
   local model = require("espalier.models").load(path)
   local lines = { tostring(model), "bytes in f32: " .. quantity.show_bytes(4 * require("espalier.models.shape").parameters(model.shape)) }
-  for i, step in ipairs(model.lineage) do lines[#lines + 1] = string.format("lineage %d: %s", i, M.value(step)) end
+  lines[#lines + 1] = tostring(require("espalier.lineage").lineage(model))
   return table.concat(lines, "\n")
 end
 

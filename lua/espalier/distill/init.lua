@@ -1,6 +1,5 @@
 --- Retraining: esp.distill (teacher and student) and esp.train (cross-entropy alone).
 
-local tensor = require "espalier.tensor"
 local tape = require "espalier.tape"
 local core = require "espalier.ffi"
 local file = require "espalier.io.file"
@@ -9,6 +8,7 @@ local losses = require "espalier.loss"
 local certify = require "espalier.loss.certify"
 local schedules = require "espalier.schedule"
 local shapes = require "espalier.models.shape"
+local hash = require "espalier.models.hash"
 local options = require "espalier.options"
 local budget = require "espalier.budget"
 local plan = require "espalier.plan"
@@ -27,22 +27,10 @@ local spec = {
   quiet = { "bool", default = false },
 }
 
--- XXH3 over names and weights: what a run began with.
-local function weights_hash(model)
-  local parts = {}
-  for _, name in ipairs(model:parameter_names()) do
-    local t = tensor.contiguous(model:parameters()[name])
-    local hex = core.new "char[33]"
-    core.try(core.C.esp_hash(hex, t:data(), t:count() * (t.dtype == "f32" and 4 or 2)))
-    parts[#parts + 1] = name .. core.string(hex)
-  end
-  return file.hash_text(table.concat(parts))
-end
-
 -- What distinguishes one run from another, as texts and numbers.
 local function asked(o, student)
-  local a = { loss = o.loss.name, schedule = o.schedule.name, student = weights_hash(student), shape = shapes.text(student.shape),
-    teacher = o.teacher and weights_hash(o.teacher) or "none", data = o.data:digest(), seq = o.data.seq, rows = o.data:rows(),
+  local a = { loss = o.loss.name, schedule = o.schedule.name, student = hash(student), shape = shapes.text(student.shape),
+    teacher = o.teacher and hash(o.teacher) or "none", data = o.data:digest(), seq = o.data.seq, rows = o.data:rows(),
     betas = table.concat(o.betas, ","), held_out = o.held_out and o.held_out:digest() or "none" }
   for _, name in ipairs { "batch", "accumulate", "steps", "clip", "eps", "decay", "seed", "order" } do a[name] = o[name] end
   return a
@@ -104,7 +92,8 @@ local function run(what, o, student)
     if store then store:close() end
     error(metrics, 0)
   end
-  model.lineage[#model.lineage + 1] = { step = what, steps = o.steps, loss = o.loss.name,
+  model.lineage[#model.lineage + 1] = { step = what, parent = student.source, parent_hash = hash(student), steps = o.steps, loss = o.loss.name,
+    teacher = o.teacher and hash(o.teacher) or nil, data = o.data:digest(), schedule = o.schedule.name, seed = o.seed, run = o.out,
     tokens = o.steps * o.batch * o.accumulate * o.data.seq }
   model.tokenizer = model.tokenizer or o.data.tokenizer
   local last = evaluations[o.steps]

@@ -3,7 +3,9 @@
 -- For each layer and site, eight sums a channel and half (core: channel_stats_acc) over the rows of the calibration data; for each layer the sum of
 -- cos(input, output); where asked for, NLL and KL with layers left out. Statistics of shards of data add up.
 
+local core = require "espalier.ffi"
 local tensor = require "espalier.tensor"
+local file = require "espalier.io.file"
 local hdf5 = require "espalier.io.hdf5"
 local json = require "espalier.io.json"
 local shapes = require "espalier.models.shape"
@@ -159,6 +161,22 @@ end
 
 local function same_facts(a, b)
   return a.facts.model == b.facts.model and shapes.text(a.shape) == shapes.text(b.shape)
+end
+
+--- 32 hex digits that tell these statistics from others: XXH3 over what they are of and every sum.
+function Statistics:hash()
+  local parts = { self.rows, self.tokens, shapes.text(self.shape), json.encode(self.facts) }
+  for l, layer in ipairs(self.sums) do
+    local sites = {}
+    for site in pairs(layer) do sites[#sites + 1] = site end
+    table.sort(sites)
+    for _, site in ipairs(sites) do
+      local t, hex = tensor.contiguous(layer[site]), core.new "char[33]"
+      core.try(core.C.esp_hash(hex, t:data(), 8 * t:count()))
+      parts[#parts + 1] = l .. site .. core.string(hex)
+    end
+  end
+  return file.hash_text(table.concat(parts, " "))
 end
 
 --- Adds the statistics of another shard of data on the same model.

@@ -8,6 +8,7 @@ local json = require "espalier.io.json"
 local safetensors = require "espalier.io.safetensors"
 local configs = require "espalier.models.config"
 local models = require "espalier.models.model"
+local lineages = require "espalier.lineage.store"
 local options = require "espalier.options"
 local fail = require "espalier.fail"
 
@@ -99,10 +100,7 @@ function M.load(dir, opt)
         fail("%s: the weight '%s' has no place in a %s of this config.json", dir, name, config.model_type)
       end
     end
-    local lineage = {}
-    local record = file.join(dir, "espalier.json")
-    if file.kind(record) then lineage = json.read(record).lineage or {} end
-    return models.new(shape, { weights = weights, config = config, source = dir, lineage = lineage })
+    return models.new(shape, { weights = weights, config = config, source = dir, lineage = lineages.read(dir) })
   end)
 end
 
@@ -199,7 +197,7 @@ function M.save(model, dir, opt)
     if not (difference <= 1e-4) then
       fail("save: the written folder gives logits that differ by %g, want at most 1e-4; nothing was put in place", difference)
     end
-    json.write(file.join(part, "espalier.json"), { lineage = json.array { unpack(model.lineage) }, largest_logit_difference = difference,
+    json.write(file.join(part, "espalier.json"), { lineage = lineages.write(model.lineage, part), largest_logit_difference = difference,
       dtype = opt.dtype })
     return difference
   end)

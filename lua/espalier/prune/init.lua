@@ -6,7 +6,7 @@ local models = require "espalier.models.model"
 local shapes = require "espalier.models.shape"
 local legal = require "espalier.prune.legal"
 local huggingface = require "espalier.models.huggingface"
-local json = require "espalier.io.json"
+local hash = require "espalier.models.hash"
 local fail = require "espalier.fail"
 
 local M = {}
@@ -34,8 +34,9 @@ local function kept_along(axis, l, s, sets)
   if axis == "heads" or axis == "kv_heads" then return sets[axis] and channels(sets[axis][l + 1], s.head_dim) end
 end
 
--- Weights of the shape `new`, cut from those of the source: layer i of it is layer kept_layers[i+1] of the source.
-local function cut_all(new, from, s, sets, kept_layers)
+--- Weights of the shape `new`, cut from those of a model of shape s: layer i of it is layer kept_layers[i+1] of the source. The order of a set is the
+-- order of what it keeps.
+function M.cut(new, from, s, sets, kept_layers)
   local weights = {}
   for _, t in ipairs(shapes.tensors(new)) do
     local l = t.layer and kept_layers[t.layer + 1]
@@ -59,8 +60,16 @@ local function changes(s, opt)
   return sizes
 end
 
+-- The sizes and lists of a call, as the lineage keeps them.
+local function asked(opt)
+  local own = {}
+  for name in pairs(legal.options) do own[name] = opt[name] end
+  return own
+end
+
 --- esp.prune(model, statistics or ranking, opt) -> model: width and depth in one call.
--- opt.hidden, ffn, heads, kv_heads, layers: sizes to keep (heads inside each group of key/value heads; layers by the ranking's layer metric);
+-- opt.hidden, ffn, heads, kv_heads, layers: sizes to keep (heads inside each group of key/value heads; layers by the ranking's layer metric); of ffn,
+-- heads and kv_heads also lists by layer of the model given, where 0 takes that part of the layer away;
 -- opt.drop, drop_attention, drop_mlp: lists of layers, from 0. opt.keep: sets of indices that replace the ranking's, by axis.
 -- Bare statistics rank hidden, ffn and heads by activation (l2, mean) and layers by bi, which is printed. Ties go to the lower index.
 function M.prune(model, scores, opt)
@@ -80,11 +89,12 @@ function M.prune(model, scores, opt)
   end
   for axis, own in pairs(opt.keep or {}) do sets[axis] = own end
   local new, kept_layers = legal.result(s, opt, lists, sets.layers)
-  local weights = tape.no_grad(tape.outside_scopes, cut_all, new, model:parameters(), s, sets, kept_layers)
+  local weights = tape.no_grad(tape.outside_scopes, M.cut, new, model:parameters(), s, sets, kept_layers)
+  local step = { step = "prune", parent = model.source, parent_hash = hash(model), by = ranking and ranking.kept and tostring(ranking) or nil,
+    statistics_hash = next(sizes) and ranking.stats:hash() or nil, asked = asked(opt), before = shapes.text(s), after = shapes.text(new),
+    kept = { hidden = sets.hidden, ffn = sets.ffn, heads = sets.heads, kv_heads = sets.kv_heads, layers = kept_layers } }
   local lineage = { unpack(model.lineage) }
-  local function array(list) return list and json.array { unpack(list) } end
-  lineage[#lineage + 1] = { step = "prune", parent = model.source, by = ranking and tostring(ranking) or nil, before = shapes.text(s),
-    after = shapes.text(new), layers = array(kept_layers), hidden = array(sets.hidden) }
+  lineage[#lineage + 1] = step
   return models.new(new, { weights = weights, config = model.config, source = model.source, tokenizer = model.tokenizer, lineage = lineage }), sets
 end
 

@@ -8,8 +8,8 @@ local M = {}
 
 --- The options that say what is to be cut, for esp.prune and esp.plan.
 M.options = {
-  hidden = { "int", help = "embedding channels to keep" }, ffn = { "int", help = "neurons to keep in each MLP" },
-  heads = { "int", help = "attention heads to keep in each layer" }, kv_heads = { "int", help = "key/value heads to keep in each layer" },
+  hidden = { "int", help = "embedding channels to keep" }, ffn = { "sizes", help = "neurons to keep in each MLP" },
+  heads = { "sizes", help = "attention heads to keep in each layer" }, kv_heads = { "sizes", help = "key/value heads to keep in each layer" },
   layers = { "int", help = "layers to keep" }, drop = { "list", help = "layers to drop, counted from 0" },
   drop_attention = { "list", help = "layers that lose their attention" }, drop_mlp = { "list", help = "layers that lose their MLP" },
 }
@@ -24,6 +24,12 @@ end
 local function largest(s, axis)
   local v = s[axis]
   return type(v) == "table" and math.max(unpack(v)) or v
+end
+
+--- What a size, a number or a list by layer, says of layer l.
+function M.at(size, l)
+  if type(size) == "table" then return size[l + 1] end
+  return size
 end
 
 local function within(what, name, value, most)
@@ -42,23 +48,45 @@ local function layer_set(what, name, list, layers)
   return set
 end
 
+-- Heads that divide among their groups: of the whole model where l is nil, else of layer l.
+local function check_heads(what, s, opt, l)
+  local function own(axis) return l and shapes.at(s, axis, l) or largest(s, axis) end
+  local each = own "kv_heads" > 0 and own "heads" / own "kv_heads" or 0
+  local groups = M.at(opt.kv_heads, l or 0) or own "kv_heads"
+  local heads = M.at(opt.heads, l or 0) or each * groups
+  if heads == 0 and groups == 0 or (l and heads == 0) then return end
+  if groups == 0 or heads == 0 or heads % groups ~= 0 or heads / groups > each then
+    groups = math.max(groups, 1)
+    local low = math.max(1, math.floor(heads / groups)) * groups
+    local high = math.min(math.ceil(heads / groups), each) * groups
+    fail("%s: heads = %d with %d kv_heads%s; each group keeps as many heads, at most %d: the nearest legal are %d and %d", what, heads, groups,
+      l and " in layer " .. l or "", each, math.min(low, high), high)
+  end
+end
+
+-- A list by layer: as long as the model, 0 (the part goes) or what the layer has at most.
+local function check_list(what, s, axis, list)
+  if #list ~= s.layers then fail("%s: %s lists %d layers, want %d", what, axis, #list, s.layers) end
+  for l = 0, s.layers - 1 do
+    local most = shapes.at(s, axis, l)
+    if list[l + 1] < 0 or list[l + 1] > most then
+      fail("%s: %s = %d in layer %d, want 0 to %d (what the layer has)", what, axis, list[l + 1], l, most)
+    end
+  end
+end
+
 --- Checks the sizes against a shape and returns which layers the lists name: { drop, drop_attention, drop_mlp } as sets.
 function M.check(what, s, opt)
   for _, axis in ipairs { "hidden", "ffn", "heads", "kv_heads" } do
-    if opt[axis] then within(what, axis, opt[axis], largest(s, axis)) end
+    if type(opt[axis]) == "table" then check_list(what, s, axis, opt[axis])
+    elseif opt[axis] then within(what, axis, opt[axis], largest(s, axis)) end
   end
   if opt.layers and opt.drop then fail("%s: both layers and drop are given; name one", what) end
   if opt.layers then within(what, "layers", opt.layers, s.layers) end
-  if opt.heads or opt.kv_heads then
-    local groups = opt.kv_heads or largest(s, "kv_heads")
-    local each = largest(s, "heads") / largest(s, "kv_heads")
-    local heads = opt.heads or each * groups
-    if heads % groups ~= 0 or heads / groups > each then
-      local low = math.max(1, math.floor(heads / groups)) * groups
-      local high = math.min(math.ceil(heads / groups), each) * groups
-      fail("%s: heads = %d with %d kv_heads; each group keeps as many heads, at most %d: the nearest legal are %d and %d", what, heads, groups, each,
-        math.min(low, high), high)
-    end
+  if type(opt.heads) == "table" or type(opt.kv_heads) == "table" then
+    for l = 0, s.layers - 1 do check_heads(what, s, opt, l) end
+  elseif opt.heads or opt.kv_heads then
+    check_heads(what, s, opt)
   end
   local sets = {}
   for _, name in ipairs { "drop", "drop_attention", "drop_mlp" } do sets[name] = layer_set(what, name, opt[name], s.layers) end
@@ -83,10 +111,11 @@ function M.result(s, opt, sets, kept_layers)
     local f, h, g = shapes.at(s, "ffn", l), shapes.at(s, "heads", l), shapes.at(s, "kv_heads", l)
     if sets.drop_mlp[l] then f = 0 end
     if sets.drop_attention[l] then h, g = 0, 0 end
-    local keep_g = g > 0 and (opt.kv_heads or g) or 0
-    lists.ffn[i] = f > 0 and math.min(opt.ffn or f, f) or 0
-    lists.heads[i] = h > 0 and (opt.heads or h / g * keep_g) or 0
-    lists.kv_heads[i] = keep_g
+    local keep_g = g > 0 and (M.at(opt.kv_heads, l) or g) or 0
+    local keep_h = h > 0 and (M.at(opt.heads, l) or h / g * keep_g) or 0
+    lists.ffn[i] = f > 0 and math.min(M.at(opt.ffn, l) or f, f) or 0
+    lists.heads[i] = keep_h
+    lists.kv_heads[i] = keep_h > 0 and keep_g or 0
   end
   new.layers = #kept_layers
   for axis, list in pairs(lists) do new[axis] = shapes.uniform(list) end
