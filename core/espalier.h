@@ -75,9 +75,8 @@ const char *esp_blas_core(void);   /* core type that OpenBLAS was opened with, e
 
 /* ---- tensors --------------------------------------------------------------------------------------------------------- */
 
-/* f64 holds statistics and the scalars of a training step; f16 and f8 are storage formats: copy() and take() convert them (f8 is only read),
- * other operations refuse them. */
-enum esp_dtype { ESP_F32 = 0, ESP_BF16 = 1, ESP_F16 = 2, ESP_I32 = 3, ESP_U8 = 4, ESP_F64 = 5, ESP_F8_E4M3 = 6, ESP_F8_E5M2 = 7 };
+/* f64 holds statistics and the scalars of a training step; f16 is a storage format: copy() converts it, operations refuse it. */
+enum esp_dtype { ESP_F32 = 0, ESP_BF16 = 1, ESP_F16 = 2, ESP_I32 = 3, ESP_U8 = 4, ESP_F64 = 5 };
 
 enum { ESP_MAX_DIMS = 6 };
 
@@ -100,10 +99,7 @@ int64_t esp_tensor_count(const esp_tensor *t);       /* elements */
 /* Address of the first element; NULL with an error set if dropped. Read-only (mapped) tensors: do not write. */
 void *esp_tensor_data(const esp_tensor *t);
 int esp_tensor_readonly(const esp_tensor *t);        /* 1 if it views a mapped file */
-int esp_tensor_aligned(const esp_tensor *t);         /* 0 where the bytes of a mapped file do not begin at a multiple of the element's size */
 int64_t esp_dtype_size(int dtype);                   /* bytes of an element; -1 for an unknown dtype */
-/* yes = 1 if no element of a dense float tensor is NaN or infinite. */
-int esp_tensor_finite(int *yes, const esp_tensor *t);
 
 /* ---- operations -------------------------------------------------------------------------------------------------------
  *
@@ -123,9 +119,6 @@ int esp_tensor_finite(int *yes, const esp_tensor *t);
     X(normal, (esp_tensor *y, double mean, double std, uint64_t seed, uint64_t stream)) \
     /* y = x taken at index i32 [n] along axis: y.shape[axis] = n. x f32 or bf16, y of the same dtype; any strides */ \
     X(index_select, (esp_tensor *y, const esp_tensor *x, const esp_tensor *index, int axis)) \
-    /* y[r,c] = x[rows[r], columns[c]], converting dtypes; rows, columns i32 [n] or NULL (all). x of two dimensions, any strides, or of one \
-     * (rows NULL); y dense */ \
-    X(take, (esp_tensor *y, const esp_tensor *x, const esp_tensor *rows, const esp_tensor *columns)) \
     \
     /* -- gemm.c: linear layers. x [..,I] rows, w [O,I], y [..,O] rows -- */ \
     /* y = x w^T */ \
@@ -331,23 +324,14 @@ const char *esp_safetensors_name(const esp_safetensors *s, int64_t i);
 const char *esp_safetensors_dtype(const esp_safetensors *s, int64_t i);    /* as in the file: "F32", "BF16" ... */
 int esp_safetensors_ndim(const esp_safetensors *s, int64_t i);
 const int64_t *esp_safetensors_shape(const esp_safetensors *s, int64_t i);
-/* F64, F32, F16, BF16, F8_E4M3, F8_E5M2, I32 and U8 as they are, BOOL as u8: views of the mapped file, which may be unaligned (then only take()
- * reads them). I64, I16, I8, U64, U32 and U16 become i32 where every value fits, else the error names the value. */
+/* F32, BF16, F16, I32, U8 and F64 as they are (mapped where aligned, else copied); I64 becomes i32 where every value fits (else an error); other dtypes are refused. */
 int esp_safetensors_tensor(esp_tensor **out, const esp_safetensors *s, int64_t i);
 int64_t esp_safetensors_metadata_count(const esp_safetensors *s);
 int esp_safetensors_metadata(const esp_safetensors *s, int64_t i, const char **key, const char **value);
 void esp_safetensors_close(esp_safetensors *s);
-
-/* A file written tensor by tensor in bounded memory, whole or not at all: names, dtypes and shapes (ndims[i] numbers each, end to end) are the
- * header, then the bytes are appended. f32, bf16, f16, i32, u8, f64. metadata: keys and values by turns. */
-typedef struct esp_safetensors_writer esp_safetensors_writer;
-int esp_safetensors_create(esp_safetensors_writer **out, const char *path, int64_t count, const char *const *names, const int *dtypes,
-                           const int *ndims, const int64_t *shapes, int64_t metadata_count, const char *const *metadata);
-/* The next rows of tensor i (in order): x taken at rows and columns as take() does, converted to the tensor's dtype, at most 16 MiB or one row at a
- * time. A tensor may come in several pieces, one below the other. finite = 1 refuses NaN and infinity after the conversion. */
-int esp_safetensors_append(esp_safetensors_writer *w, int64_t i, const esp_tensor *x, const esp_tensor *rows, const esp_tensor *columns, int finite);
-int esp_safetensors_publish(esp_safetensors_writer *w);   /* frees w, also on error (a tensor that is not full, a full disk): then nothing is left behind */
-void esp_safetensors_abandon(esp_safetensors_writer *w);
+/* Writes tensors (any strides, written dense in the order given) whole or not at all; f32, bf16, f16, i32, u8, f64. metadata: keys and values by turns. */
+int esp_safetensors_write(const char *path, int64_t count, const char *const *names, const esp_tensor *const *tensors,
+                          int64_t metadata_count, const char *const *metadata);
 
 /* ---- GGUF ---------------------------------------------------------------------------------------------------------------------- */
 
@@ -393,6 +377,72 @@ int esp_tokenizer_encode(int32_t **ids, int64_t *count, const esp_tokenizer *t, 
 /* Text of ids; special = 0 leaves out control tokens. first = 1: a text begins here (sentencepiece then drops the dummy space). Free with esp_buffer_free. */
 int esp_tokenizer_decode(char **text, int64_t *bytes, const esp_tokenizer *t, const int32_t *ids, int64_t count, int special, int first);
 
+/* ---- documents: text and JSON lines on their way to ids ---------------------------------------------------------------------- */
+
+/* A file cut into pieces at a separator ("" cuts nowhere), read in memory that does not grow with the file. Pieces are trimmed of white space,
+ * empty ones and a byte order mark at the start are left out; a piece of more than 1 GiB is an error. */
+typedef struct esp_reader esp_reader;
+int esp_reader_open(esp_reader **out, const char *path, const char *separator, int64_t separator_bytes);
+/* The next pieces, about `bytes` of them in all, one at least; *count is 0 at the end. Piece i is text[ranges[2 i]] to text[ranges[2 i + 1]] and
+ * the numbers[i]-th of the file, from 1. All of it is valid until the next call. */
+int esp_reader_next(esp_reader *r, int64_t bytes, const char **text, const int64_t **ranges, const int64_t **numbers, int64_t *count);
+int64_t esp_reader_at(const esp_reader *r);          /* bytes of the file that were given out */
+void esp_reader_close(esp_reader *r);
+
+enum esp_document_kind {
+    ESP_DOCUMENT_TEXT = 0,    /* the piece itself */
+    ESP_DOCUMENT_FIELD,       /* JSON: the text at `field` */
+    ESP_DOCUMENT_ANSWER,      /* JSON: the texts at `field` (the prompt, not counted) and at `answer`, one after the other */
+    ESP_DOCUMENT_MESSAGES     /* JSON: the list of {role, content} at `field`; those of the role `answer` are counted */
+};
+
+/* How a piece becomes a document. A field may name a place inside objects, as in "a.b". */
+typedef struct esp_document_rule {
+    int kind;
+    const char *name;         /* of the file, for messages */
+    const char *field, *answer;
+    const char *before, *after; /* of each message; {role} in them stands for its role. `after` is counted where the content is */
+    int32_t bos, eos;         /* ids put in front and behind; -1: none */
+    int special;              /* 1: special tokens written in the text are found */
+} esp_document_rule;
+
+/* Documents one after another. Without a tokenizer: their texts. */
+typedef struct esp_encoded {
+    int64_t documents, tokens;
+    int32_t *ids;             /* [tokens] */
+    uint8_t *counted;         /* [tokens], 1 where the loss counts a token; NULL where it counts all */
+    char *text;
+    int64_t *lengths;         /* [documents]: tokens of each; without a tokenizer bytes */
+    uint64_t *hashes;         /* [documents]: esp_hash64 of each text */
+} esp_encoded;
+
+/* Makes documents of pieces, many at a time; t may be NULL. The ids of a document are those of its whole text; a token that spans the border
+ * between what is counted and what is not belongs to what follows. Errors name the file and the piece; the first bad piece is the one named.
+ * Free with esp_encoded_free. */
+int esp_documents_encode(esp_encoded *out, const esp_tokenizer *t, const char *text, const int64_t *ranges, const int64_t *numbers, int64_t count,
+                         const esp_document_rule *rule);
+void esp_encoded_free(esp_encoded *e);
+
+/* The upper half of the 128-bit XXH3. */
+uint64_t esp_hash64(const void *data, int64_t bytes);
+/* The first entry of b that is also in a, or -1. Errors: ESP_EMEM. */
+int esp_hashes_meet(int64_t *at, const uint64_t *a, int64_t na, const uint64_t *b, int64_t nb);
+
+/* Where index i of 0..n-1 goes in the permutation (seed, stream): a Feistel network over Philox that walks its cycle back into 0..n-1, so that
+ * no array is made. n up to 2^52. */
+int64_t esp_permute(int64_t i, int64_t n, uint64_t seed, uint64_t stream);
+
+/* A Megatron pair PREFIX.bin (ids) and PREFIX.idx (lengths, documents), mapped; every count, length and pointer is checked against both files. */
+typedef struct esp_megatron esp_megatron;
+int esp_megatron_open(esp_megatron **out, const char *bin, const char *idx);
+int64_t esp_megatron_documents(const esp_megatron *m);
+const char *esp_megatron_dtype(const esp_megatron *m);
+/* offsets[documents + 1]: the first token of each document, then the number of tokens. */
+void esp_megatron_offsets(const esp_megatron *m, double *offsets);
+/* Tokens at, at+1, .. at+n-1; an id that is negative or beyond 2^31-1 is an error. */
+int esp_megatron_read(int32_t *ids, const esp_megatron *m, int64_t at, int64_t n);
+void esp_megatron_close(esp_megatron *m);
+
 /* ---- HDF5 (in libespalier-hdf5, loaded when first needed) ------------------------------------------------------------------------ */
 
 typedef struct esp_h5 esp_h5;
@@ -408,6 +458,18 @@ int esp_h5_open(esp_h5 **out, const char *path);
 int esp_h5_names(char **names, int64_t *bytes, esp_h5 *f);           /* every dataset's full name, sorted, newline-ended; esp_buffer_free */
 int esp_h5_read(esp_tensor **out, esp_h5 *f, const char *name);      /* i64 becomes f64 (exact below 2^53, else an error); u16 without attribute becomes i32 */
 int esp_h5_read_text(char **text, int64_t *bytes, esp_h5 *f, const char *name);
+/* Datasets too long for memory, 1-d: grown at the end, in chunks that HDF5 checks by Fletcher32, and read piecewise. kind of the numbers in
+ * memory: "i32", "u8", "u64", "f64"; stored: "u8", "u16", "i32", "i64", "u64" (a number outside of it is clamped). */
+int esp_h5_grow(esp_h5 *f, const char *name, const char *stored, const char *kind, const void *data, int64_t count);
+int esp_h5_read_part(esp_h5 *f, const char *name, const char *kind, int64_t at, int64_t count, void *data);
+/* Length of a 1-d dataset of integers, -1 where there is none of that name; any other dataset is an error. */
+int esp_h5_length(esp_h5 *f, const char *name, int64_t *count);
+/* A dataset without its numbers: its shape (1 to 6 dimensions; 0 is a scalar) and its element type as in "u16" or "f32". */
+int esp_h5_describe(esp_h5 *f, const char *name, int *ndim, int64_t *shape, char dtype[8]);
+/* Attributes of the file itself. Texts and integers are read back as text; *text is NULL where there is none (esp_buffer_free). */
+int esp_h5_set_text(esp_h5 *f, const char *name, const char *text);
+int esp_h5_set_integer(esp_h5 *f, const char *name, int64_t value);
+int esp_h5_get(char **text, esp_h5 *f, const char *name);
 void esp_h5_close(esp_h5 *f);                        /* closes; a file not published is removed; NULL is allowed */
 
 #endif

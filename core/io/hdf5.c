@@ -15,9 +15,20 @@
 #include "../tensor/tensor.h"
 #include "io.h"
 
+enum { MOST_LONG = 8, CHUNK_BYTES = 1 << 16 };
+
+/* A dataset that is written or read piecewise and so stays open. */
+typedef struct long_set {
+    char name[32];
+    hid_t set;
+    int64_t count;
+} long_set;
+
 struct esp_h5 {
     hid_t file;
     char *path, *temporary;                /* temporary: NULL for a file that is read */
+    long_set sets[MOST_LONG];
+    int open_sets;
 };
 
 /* HDF5 prints its error stack and closes files in an exit handler (which crashes on a full disk) unless told otherwise. */
@@ -170,9 +181,21 @@ int esp_h5_write_text(esp_h5 *f, const char *name, const char *text, int64_t byt
     return write_dataset(f, name, H5T_STD_U8LE, 1, &bytes, text, bytes, "text");
 }
 
+/* Chunks reach the file when their dataset is closed: a full disk may show only here. */
+static int close_long_sets(esp_h5 *f)
+{
+    int code = ESP_OK;
+    for (int i = 0; i < f->open_sets; i++) {
+        if (H5Dclose(f->sets[i].set) < 0 && code == ESP_OK) code = h5_fail("cannot write", f->path, f->sets[i].name);
+    }
+    f->open_sets = 0;
+    return code;
+}
+
 int esp_h5_publish(esp_h5 *f)
 {
-    int code = H5Fclose(f->file) < 0 ? h5_fail("cannot write", f->path, NULL) : ESP_OK;
+    int code = close_long_sets(f);
+    if (H5Fclose(f->file) < 0 && code == ESP_OK) code = h5_fail("cannot write", f->path, NULL);
     int fd = code == ESP_OK ? open(f->temporary, O_RDONLY | O_CLOEXEC) : -1;
     if (code == ESP_OK && (fd < 0 || fsync(fd) != 0)) code = esp_io_fail("cannot sync", f->path);
     if (fd >= 0) close(fd);
@@ -205,6 +228,7 @@ int esp_h5_open(esp_h5 **out, const char *path)
 void esp_h5_close(esp_h5 *f)
 {
     if (!f) return;
+    close_long_sets(f);
     H5Fclose(f->file);
     if (f->temporary) unlink(f->temporary);
     free_file(f);
@@ -359,5 +383,187 @@ int esp_h5_read_text(char **text, int64_t *bytes, esp_h5 *f, const char *name)
         code = ESP_EMEM;
     }
     esp_tensor_free(t);
+    return code;
+}
+
+/* ---- datasets too long for memory ---- */
+
+static hid_t number_type(const char *kind)
+{
+    return strcmp(kind, "u8") == 0    ? H5T_STD_U8LE
+           : strcmp(kind, "u16") == 0 ? H5T_STD_U16LE
+           : strcmp(kind, "i32") == 0 ? H5T_STD_I32LE
+           : strcmp(kind, "i64") == 0 ? H5T_STD_I64LE
+           : strcmp(kind, "u64") == 0 ? H5T_STD_U64LE
+           : strcmp(kind, "f64") == 0 ? H5T_IEEE_F64LE
+                                      : -1;
+}
+
+static hid_t create_growing(const esp_h5 *f, const char *name, hid_t type)
+{
+    hsize_t none = 0, limit = H5S_UNLIMITED, chunk = CHUNK_BYTES / H5Tget_size(type);
+    hid_t space = H5Screate_simple(1, &none, &limit), how = H5Pcreate(H5P_DATASET_CREATE);
+    H5Pset_chunk(how, 1, &chunk);
+    H5Pset_fletcher32(how);
+    H5Pset_fill_time(how, H5D_FILL_TIME_NEVER);
+    hid_t set = H5Dcreate2(f->file, name, type, space, H5P_DEFAULT, how, H5P_DEFAULT);
+    H5Pclose(how);
+    H5Sclose(space);
+    return set;
+}
+
+/* The open dataset of that name; opens it, or with a type makes it. 0 in *out where the file has none of that name. */
+static int long_set_of(long_set **out, esp_h5 *f, const char *name, hid_t create)
+{
+    *out = NULL;
+    for (int i = 0; i < f->open_sets; i++) if (strcmp(f->sets[i].name, name) == 0) *out = &f->sets[i];
+    if (*out) return ESP_OK;
+    if (create == 0 && H5Lexists(f->file, name, H5P_DEFAULT) <= 0) return ESP_OK;
+    if (f->open_sets == MOST_LONG || strlen(name) >= sizeof f->sets[0].name) return esp_fail(ESP_EARG, "%s: %s: at most %d datasets of short names grow at once", f->path, name, (int)MOST_LONG);
+    hid_t set = create ? create_growing(f, name, create) : H5Dopen2(f->file, name, H5P_DEFAULT);
+    if (set < 0) return h5_fail(create ? "cannot write" : "cannot read", f->path, name);
+    hid_t space = H5Dget_space(set), type = H5Dget_type(set);
+    hsize_t count = 0;
+    int ndim = H5Sget_simple_extent_ndims(space), integers = H5Tget_class(type) == H5T_INTEGER;
+    if (ndim == 1) H5Sget_simple_extent_dims(space, &count, NULL);
+    H5Tclose(type);
+    H5Sclose(space);
+    if (ndim != 1 || !integers || count > (hsize_t)1 << 52) {
+        H5Dclose(set);
+        return esp_fail(ESP_EFORMAT, "%s: %s has %d dimensions%s, want one list of integers", f->path, name, ndim, integers ? "" : " of no integers");
+    }
+    *out = &f->sets[f->open_sets++];
+    snprintf((*out)->name, sizeof (*out)->name, "%s", name);
+    (*out)->set = set;
+    (*out)->count = (int64_t)count;
+    return ESP_OK;
+}
+
+/* Selects count numbers from `at` in the file: the space of the file, and one of memory in *memory. */
+static hid_t select_part(hid_t *memory, hid_t set, int64_t at, int64_t count)
+{
+    hsize_t start = (hsize_t)at, n = (hsize_t)count;
+    hid_t space = H5Dget_space(set);
+    *memory = H5Screate_simple(1, &n, NULL);
+    H5Sselect_hyperslab(space, H5S_SELECT_SET, &start, NULL, &n, NULL);
+    return space;
+}
+
+int esp_h5_grow(esp_h5 *f, const char *name, const char *stored, const char *kind, const void *data, int64_t count)
+{
+    hid_t type = number_type(stored), from = number_type(kind), memory;
+    if (type < 0 || from < 0) return esp_fail(ESP_EARG, "hdf5: %s of %s, want u8, u16, i32, i64, u64 or f64", stored, kind);
+    long_set *s;
+    TRY(long_set_of(&s, f, name, type));
+    if (count == 0) return ESP_OK;
+    hsize_t total = (hsize_t)(s->count + count);
+    if (H5Dset_extent(s->set, &total) < 0) return h5_fail("cannot write", f->path, name);
+    hid_t space = select_part(&memory, s->set, s->count, count);
+    int good = H5Dwrite(s->set, from, memory, space, H5P_DEFAULT, data) >= 0;
+    int code = good ? ESP_OK : h5_fail("cannot write", f->path, name);
+    H5Sclose(space);
+    H5Sclose(memory);
+    s->count += count;
+    return code;
+}
+
+int esp_h5_length(esp_h5 *f, const char *name, int64_t *count)
+{
+    long_set *s;
+    TRY(long_set_of(&s, f, name, 0));
+    *count = s ? s->count : -1;
+    return ESP_OK;
+}
+
+int esp_h5_read_part(esp_h5 *f, const char *name, const char *kind, int64_t at, int64_t count, void *data)
+{
+    hid_t to = number_type(kind), memory;
+    if (to < 0) return esp_fail(ESP_EARG, "hdf5: numbers of the kind %s, want u8, u16, i32, i64, u64 or f64", kind);
+    long_set *s;
+    TRY(long_set_of(&s, f, name, 0));
+    if (!s) return esp_fail(ESP_EFORMAT, "%s: there is no %s", f->path, name);
+    if (at < 0 || count < 0 || at > s->count - count) {
+        return esp_fail(ESP_EARG, "%s: %s: numbers %lld to %lld of %lld", f->path, name, (long long)at, (long long)(at + count), (long long)s->count);
+    }
+    if (count == 0) return ESP_OK;
+    hid_t space = select_part(&memory, s->set, at, count);
+    int code = H5Dread(s->set, to, memory, space, H5P_DEFAULT, data) >= 0 ? ESP_OK : h5_fail("cannot read", f->path, name);
+    H5Sclose(space);
+    H5Sclose(memory);
+    return code;
+}
+
+int esp_h5_describe(esp_h5 *f, const char *name, int *ndim, int64_t *shape, char dtype[8])
+{
+    opened o;
+    int code = open_set(&o, f, name);
+    if (code == ESP_OK) {
+        *ndim = o.ndim;
+        memcpy(shape, o.shape, sizeof o.shape);
+        H5T_class_t class = H5Tget_class(o.type);
+        const char *letter = class == H5T_FLOAT ? "f" : class != H5T_INTEGER ? "?" : H5Tget_sign(o.type) == H5T_SGN_NONE ? "u" : "i";
+        if (o.dtype[0]) snprintf(dtype, 8, "%s", o.dtype);
+        else snprintf(dtype, 8, "%s%d", letter, (int)(8 * o.size) % 1000);
+    }
+    close_set(&o);
+    return code;
+}
+
+/* ---- attributes of the file ---- */
+
+int esp_h5_set_text(esp_h5 *f, const char *name, const char *text)
+{
+    return put_attribute(f->file, name, text) ? ESP_OK : h5_fail("cannot write", f->path, name);
+}
+
+int esp_h5_set_integer(esp_h5 *f, const char *name, int64_t value)
+{
+    hid_t space = H5Screate(H5S_SCALAR), a = H5Acreate2(f->file, name, H5T_STD_I64LE, space, H5P_DEFAULT, H5P_DEFAULT);
+    int good = a >= 0 && H5Awrite(a, H5T_NATIVE_INT64, &value) >= 0;
+    int code = good ? ESP_OK : h5_fail("cannot write", f->path, name);
+    if (a >= 0) H5Aclose(a);
+    H5Sclose(space);
+    return code;
+}
+
+/* The text of a string attribute, of fixed or of variable length as h5py writes it. */
+static int read_string(char *to, size_t room, hid_t a, hid_t type)
+{
+    if (H5Tis_variable_str(type) > 0) {
+        char *text = NULL;
+        if (H5Aread(a, type, &text) < 0) return 0;
+        snprintf(to, room, "%s", text ? text : "");
+        H5free_memory(text);
+        return 1;
+    }
+    size_t n = H5Tget_size(type);
+    if (n >= room || H5Aread(a, type, to) < 0) return 0;
+    to[n] = 0;
+    return 1;
+}
+
+int esp_h5_get(char **text, esp_h5 *f, const char *name)
+{
+    enum { ROOM = 1 << 16 };
+    *text = NULL;
+    if (H5Aexists(f->file, name) <= 0) return ESP_OK;
+    char *to = esp_malloc(ROOM);
+    if (!to) return ESP_EMEM;
+    hid_t a = H5Aopen(f->file, name, H5P_DEFAULT), type = H5Aget_type(a), space = H5Aget_space(a);
+    H5T_class_t class = H5Tget_class(type);
+    int64_t value;
+    int good = H5Sget_simple_extent_npoints(space) == 1;
+    if (good && class == H5T_INTEGER) {
+        good = H5Aread(a, H5T_NATIVE_INT64, &value) >= 0;
+        snprintf(to, ROOM, "%lld", (long long)value);
+    } else if (good) {
+        good = class == H5T_STRING && read_string(to, ROOM, a, type);
+    }
+    int code = good ? ESP_OK : esp_fail(ESP_EFORMAT, "%s: the attribute %s is neither a text nor a whole number", f->path, name);
+    H5Sclose(space);
+    H5Tclose(type);
+    H5Aclose(a);
+    if (good) *text = to;
+    else esp_free(to);
     return code;
 }

@@ -20,12 +20,12 @@ local stories = esp.data.open(opt.text)
 -- The first 300 stories with 128 tokens or more, by their first 128 tokens, are only scored; story 300 and all behind it are trained on, less
 -- those 300 where a short story pushed one past the mark.
 local tok, scored, trained = teacher:tok(), {}, {}
-for i, text in ipairs(stories.texts) do
+for i, text in ipairs(stories:texts()) do
   if #scored < 300 and #tok:encode(text, { bos = true }) >= 128 then scored[#scored + 1] = text
   elseif i > 300 then trained[#trained + 1] = text end
 end
 local data = esp.data.open(trained, { seq = 128 })
-local held_out = esp.data.open(scored, { seq = 128, pack = false })
+local held_out = esp.data.open(scored, { seq = 128, pack = "none" })
 
 local scores_file = opt.out .. "/statistics.h5"
 local scores

@@ -147,7 +147,7 @@ function M.sensitivity(model, stats, data, opt)
   end
   local train, held_out = data.train, data.held_out or data
   if opt.kd and not train then fail("esp.sensitivity: kd needs data to train on; give a split of esp.data, whose held_out side is scored") end
-  held_out:bind(held_out.tokenizer or not held_out.flat and model:tok() or nil, model.shape.context)
+  held_out:use(model, "esp.sensitivity")
   refuse_if_too_big(model, held_out, opt.batch)
   local list, goal = candidates(model, stats, opt)
   local out = setmetatable({ rows = {}, left_out = {}, goal = goal, kd = opt.kd, remove = opt.remove }, Table)

@@ -155,7 +155,7 @@ t.test("a split is by document: disjoint, the same every time, equal texts toget
   for i = 1, 400 do texts[i] = "story number " .. i % 390 end
   local function sides()
     local s = esp.data.open(texts):split { held_out = "10%" }
-    return s.train.texts, s.held_out.texts
+    return s.train:texts(), s.held_out:texts()
   end
   local train, held = sides()
   local again, held_again = sides()

@@ -46,13 +46,9 @@ end
 
 local function prepare(what, o, student)
   take_split(o)
-  local tok = o.data.tokenizer or (not o.data.flat and student:tok()) or nil
-  o.data:bind(tok, student.shape.context)
-  if tok and tok.vocab > student.shape.vocab then
-    fail("%s: the tokenizer has %d pieces, the model's vocabulary %d", what, tok.vocab, student.shape.vocab)
-  end
+  o.data:use(student, what)
   if o.held_out then
-    o.held_out:bind(tok, student.shape.context)
+    o.held_out:bind(o.data.tokenizer):use(student, what)
     require("espalier.data").refuse_overlap(o.data, o.held_out, what)
   end
   if o.data.seq > student.shape.context then fail("%s: rows of %d tokens, the student's context is %d", what, o.data.seq, student.shape.context) end

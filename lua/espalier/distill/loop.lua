@@ -18,18 +18,9 @@ local C = core.C
 local M = {}
 
 -- Rows of step (from 1): the order of each epoch is drawn anew, or is that of the data.
-local function rows_of(o, step, order)
-  local rows, count, list = o.data:rows(), o.batch * o.accumulate, {}
-  for i = 0, count - 1 do
-    local k = (step - 1) * count + i
-    local epoch, at = math.floor(k / rows), k % rows
-    if o.order == "sequential" then
-      list[i + 1] = at
-    else
-      if order.epoch ~= epoch then order.epoch, order.list = epoch, o.data:order(epoch, o.seed) end
-      list[i + 1] = order.list[at + 1]
-    end
-  end
+local function rows_of(o, step)
+  local count, list = o.batch * o.accumulate, {}
+  for i = 1, count do list[i] = o.data:pick((step - 1) * count + i - 1, o.seed, o.order == "sequential") end
   return list
 end
 
@@ -48,7 +39,7 @@ local function micro_step(o, model, b, counts)
     local h = model:forward(b.ids, { first = b.first })
     local N = h.shape[1] * h.shape[2]
     local loss, exact = head.loss { hidden = h:view(N, h.shape[3]), weight = model:head(), target = tensor.view(b.target, { N }), valid = b.valid,
-      positions = counts.positions, predictions = math.max(1, counts.predictions), loss = o.loss, teacher_hidden = th,
+      positions = math.max(1, counts.positions), predictions = math.max(1, counts.predictions), loss = o.loss, teacher_hidden = th,
       teacher_weight = th and o.teacher:head() }
     local value = exact:item()
     if value == value and math.abs(value) < math.huge then loss:backward() end
@@ -56,8 +47,8 @@ local function micro_step(o, model, b, counts)
   end)
 end
 
-local function one_step(o, model, optimizer, step, order)
-  local rows, parts, counts = rows_of(o, step, order), {}, { positions = 0, predictions = 0 }
+local function one_step(o, model, optimizer, step)
+  local rows, parts, counts = rows_of(o, step), {}, { positions = 0, predictions = 0 }
   for i = 0, o.accumulate - 1 do
     local list = {}
     for r = 1, o.batch do list[r] = rows[i * o.batch + r] end
@@ -90,7 +81,7 @@ local host = package.loaded["espalier.host"]
 function M.run(o, model, store)
   local optimizer = adamw(model:parameter_names(), model:parameters(), { betas = o.betas, eps = o.eps, decay = o.decay, clip = o.clip })
   local done = store and store:restore(optimizer) or 0
-  local metrics, evaluations, order = store and store.metrics or {}, store and store.evaluations or {}, {}
+  local metrics, evaluations = store and store.metrics or {}, store and store.evaluations or {}
   local label = o.teacher and "distill" or "train"
   local bar = progress.new { label = label, total = o.steps, done = done, quiet = o.quiet }
   local watch = budget.watch { what = label, steps = o.steps - done, time = o.time, quiet = o.quiet }
@@ -98,7 +89,7 @@ function M.run(o, model, store)
   local tokens = 0
   if host then host.gentle(true) end
   for step = done + 1, o.steps do
-    local ok, record = pcall(tape.scope, one_step, o, model, optimizer, step, order)
+    local ok, record = pcall(tape.scope, one_step, o, model, optimizer, step)
     if not ok then
       if host then host.gentle(false) end
       bar:stop()

@@ -12,7 +12,7 @@ local M = {}
 --- Sums by document of held-out data: { nll, predictions, kl, positions }, lists; and the seconds that the model's own forward passes took.
 -- batch: rows at a time. teacher: a model of the same vocabulary, for KL(teacher || model); nil: no KL.
 function M.by_document(model, data, batch, teacher)
-  data:bind(data.tokenizer or not data.flat and model:tok() or nil, model.shape.context)
+  data:use(model, "esp.evaluate")
   local lists, seconds = { nll = {}, predictions = {}, kl = {}, positions = {} }, 0
   for at = 0, data:rows() - 1, batch do
     tape.no_grad(tape.scope, function()

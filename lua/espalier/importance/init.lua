@@ -99,7 +99,7 @@ function M.measure(model, data, opt)
   if type(model) ~= "table" or not model.decoder then fail("measure: the first argument is %s, want a model", type(model)) end
   if data == nil then fail("measure: the calibration data is missing") end
   if data.bind then
-    data:bind(data.tokenizer or not data.flat and model:tok() or nil, model.shape.context)
+    data:use(model, "measure")
     if data:rows() > 64 and not data.taken then data = data:sample(64) end
   end
   local stats = statistics.new(model.shape, { model = model.source, data = type(data) == "table" and data.hash or nil })
