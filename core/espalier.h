@@ -75,8 +75,9 @@ const char *esp_blas_core(void);   /* core type that OpenBLAS was opened with, e
 
 /* ---- tensors --------------------------------------------------------------------------------------------------------- */
 
-/* f64 holds statistics and the scalars of a training step; f16 is a storage format: copy() converts it, operations refuse it. */
-enum esp_dtype { ESP_F32 = 0, ESP_BF16 = 1, ESP_F16 = 2, ESP_I32 = 3, ESP_U8 = 4, ESP_F64 = 5 };
+/* f64 holds statistics and the scalars of a training step; f16 and f8 are storage formats: copy() and take() convert them (f8 is only read),
+ * other operations refuse them. */
+enum esp_dtype { ESP_F32 = 0, ESP_BF16 = 1, ESP_F16 = 2, ESP_I32 = 3, ESP_U8 = 4, ESP_F64 = 5, ESP_F8_E4M3 = 6, ESP_F8_E5M2 = 7 };
 
 enum { ESP_MAX_DIMS = 6 };
 
@@ -99,7 +100,10 @@ int64_t esp_tensor_count(const esp_tensor *t);       /* elements */
 /* Address of the first element; NULL with an error set if dropped. Read-only (mapped) tensors: do not write. */
 void *esp_tensor_data(const esp_tensor *t);
 int esp_tensor_readonly(const esp_tensor *t);        /* 1 if it views a mapped file */
+int esp_tensor_aligned(const esp_tensor *t);         /* 0 where the bytes of a mapped file do not begin at a multiple of the element's size */
 int64_t esp_dtype_size(int dtype);                   /* bytes of an element; -1 for an unknown dtype */
+/* yes = 1 if no element of a dense float tensor is NaN or infinite. */
+int esp_tensor_finite(int *yes, const esp_tensor *t);
 
 /* ---- operations -------------------------------------------------------------------------------------------------------
  *
@@ -119,6 +123,9 @@ int64_t esp_dtype_size(int dtype);                   /* bytes of an element; -1 
     X(normal, (esp_tensor *y, double mean, double std, uint64_t seed, uint64_t stream)) \
     /* y = x taken at index i32 [n] along axis: y.shape[axis] = n. x f32 or bf16, y of the same dtype; any strides */ \
     X(index_select, (esp_tensor *y, const esp_tensor *x, const esp_tensor *index, int axis)) \
+    /* y[r,c] = x[rows[r], columns[c]], converting dtypes; rows, columns i32 [n] or NULL (all). x of two dimensions, any strides, or of one \
+     * (rows NULL); y dense */ \
+    X(take, (esp_tensor *y, const esp_tensor *x, const esp_tensor *rows, const esp_tensor *columns)) \
     \
     /* -- gemm.c: linear layers. x [..,I] rows, w [O,I], y [..,O] rows -- */ \
     /* y = x w^T */ \
@@ -324,14 +331,23 @@ const char *esp_safetensors_name(const esp_safetensors *s, int64_t i);
 const char *esp_safetensors_dtype(const esp_safetensors *s, int64_t i);    /* as in the file: "F32", "BF16" ... */
 int esp_safetensors_ndim(const esp_safetensors *s, int64_t i);
 const int64_t *esp_safetensors_shape(const esp_safetensors *s, int64_t i);
-/* F32, BF16, F16, I32, U8 and F64 as they are (mapped where aligned, else copied); I64 becomes i32 where every value fits (else an error); other dtypes are refused. */
+/* F64, F32, F16, BF16, F8_E4M3, F8_E5M2, I32 and U8 as they are, BOOL as u8: views of the mapped file, which may be unaligned (then only take()
+ * reads them). I64, I16, I8, U64, U32 and U16 become i32 where every value fits, else the error names the value. */
 int esp_safetensors_tensor(esp_tensor **out, const esp_safetensors *s, int64_t i);
 int64_t esp_safetensors_metadata_count(const esp_safetensors *s);
 int esp_safetensors_metadata(const esp_safetensors *s, int64_t i, const char **key, const char **value);
 void esp_safetensors_close(esp_safetensors *s);
-/* Writes tensors (any strides, written dense in the order given) whole or not at all; f32, bf16, f16, i32, u8, f64. metadata: keys and values by turns. */
-int esp_safetensors_write(const char *path, int64_t count, const char *const *names, const esp_tensor *const *tensors,
-                          int64_t metadata_count, const char *const *metadata);
+
+/* A file written tensor by tensor in bounded memory, whole or not at all: names, dtypes and shapes (ndims[i] numbers each, end to end) are the
+ * header, then the bytes are appended. f32, bf16, f16, i32, u8, f64. metadata: keys and values by turns. */
+typedef struct esp_safetensors_writer esp_safetensors_writer;
+int esp_safetensors_create(esp_safetensors_writer **out, const char *path, int64_t count, const char *const *names, const int *dtypes,
+                           const int *ndims, const int64_t *shapes, int64_t metadata_count, const char *const *metadata);
+/* The next rows of tensor i (in order): x taken at rows and columns as take() does, converted to the tensor's dtype, at most 16 MiB or one row at a
+ * time. A tensor may come in several pieces, one below the other. finite = 1 refuses NaN and infinity after the conversion. */
+int esp_safetensors_append(esp_safetensors_writer *w, int64_t i, const esp_tensor *x, const esp_tensor *rows, const esp_tensor *columns, int finite);
+int esp_safetensors_publish(esp_safetensors_writer *w);   /* frees w, also on error (a tensor that is not full, a full disk): then nothing is left behind */
+void esp_safetensors_abandon(esp_safetensors_writer *w);
 
 /* ---- GGUF ---------------------------------------------------------------------------------------------------------------------- */
 

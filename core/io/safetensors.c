@@ -25,10 +25,12 @@ struct esp_safetensors {
     int64_t metadata_count;
 };
 
-static const struct { const char *name; int64_t bits; int dtype; } dtypes[] = {
-    {"F64", 64, ESP_F64}, {"F32", 32, ESP_F32}, {"F16", 16, ESP_F16}, {"BF16", 16, ESP_BF16}, {"I32", 32, ESP_I32}, {"U8", 8, ESP_U8},
-    {"I64", 64, -1}, {"U64", 64, -2}, {"U32", 32, -2}, {"I16", 16, -2}, {"U16", 16, -2}, {"I8", 8, -2}, {"BOOL", 8, -2},
-    {"F8_E4M3", 8, -2}, {"F8_E5M2", 8, -2}};
+/* dtype: what views the bytes as they are; WIDE: whole numbers that become i32, exactly or not at all. */
+enum { WIDE = -1 };
+static const struct { const char *name; int64_t bytes; int dtype; } dtypes[] = {
+    {"F64", 8, ESP_F64}, {"F32", 4, ESP_F32}, {"F16", 2, ESP_F16}, {"BF16", 2, ESP_BF16}, {"F8_E4M3", 1, ESP_F8_E4M3}, {"F8_E5M2", 1, ESP_F8_E5M2},
+    {"I32", 4, ESP_I32}, {"U8", 1, ESP_U8}, {"BOOL", 1, ESP_U8}, {"I64", 8, WIDE}, {"U64", 8, WIDE}, {"U32", 4, WIDE}, {"I16", 2, WIDE},
+    {"U16", 2, WIDE}, {"I8", 1, WIDE}};
 enum { DTYPES = sizeof dtypes / sizeof *dtypes };
 
 static int dtype_index(const char *name)
@@ -89,7 +91,7 @@ static int check_size(const cursor *c, const entry *t)
     for (int i = 0; i < t->ndim; i++) {
         if (__builtin_mul_overflow(n, t->shape[i], &n)) return BAD("%s: tensor '%s' has more elements than can be counted", c->path, t->name);
     }
-    if (__builtin_mul_overflow(n, dtypes[d].bits / 8, &bytes) || t->end < t->begin || t->end - t->begin != bytes) {
+    if (__builtin_mul_overflow(n, dtypes[d].bytes, &bytes) || t->end < t->begin || t->end - t->begin != bytes) {
         return BAD("%s: tensor '%s' has %lld bytes at its offsets, want %lld (dtype times shape)", c->path, t->name,
                    (long long)(t->end - t->begin), (long long)bytes);
     }
@@ -223,12 +225,27 @@ int esp_safetensors_metadata(const esp_safetensors *s, int64_t i, const char **k
 
 /* ---- tensors ---- */
 
-static int narrow_i64(esp_tensor *t, const char *from, const entry *e, const char *path)
+/* A whole number of any of these dtypes; one that only fits in 64 bits without sign comes out negative for `wrapped`. */
+static int64_t whole_at(const char *p, const char *dtype, int *wrapped)
+{
+    int64_t v = 0;
+    int64_t bytes = dtypes[dtype_index(dtype)].bytes;
+    memcpy(&v, p, (size_t)bytes);
+    int unused = (int)(64 - 8 * bytes);
+    /* Signed ones carry their sign up; the shift of a negative number is arithmetic in gcc. */
+    if (*dtype == 'I') v = (int64_t)((uint64_t)v << unused) >> unused;
+    *wrapped = *dtype == 'U' && v < 0;
+    return v;
+}
+
+static int narrow(esp_tensor *t, const char *from, const entry *e, const char *path)
 {
     int32_t *to = esp_tensor_at(t);
+    int64_t bytes = dtypes[dtype_index(e->dtype)].bytes;
     for (int64_t i = 0; i < t->count; i++) {
-        int64_t v;
-        memcpy(&v, from + 8 * i, 8);
+        int wrapped;
+        int64_t v = whole_at(from + bytes * i, e->dtype, &wrapped);
+        if (wrapped) return BAD("%s: tensor '%s' holds %llu, which does not fit in 32 bits", path, e->name, (unsigned long long)v);
         if (v < INT32_MIN || v > INT32_MAX) return BAD("%s: tensor '%s' holds %lld, which does not fit in 32 bits", path, e->name, (long long)v);
         to[i] = (int32_t)v;
     }
@@ -240,112 +257,15 @@ int esp_safetensors_tensor(esp_tensor **out, const esp_safetensors *s, int64_t i
     if (i < 0 || i >= s->count) return esp_fail(ESP_EARG, "safetensors: tensor %lld of %lld", (long long)i, (long long)s->count);
     const entry *e = &s->entries[i];
     int dtype = dtypes[dtype_index(e->dtype)].dtype;
-    if (dtype == -2) return BAD("%s: tensor '%s' is %s, which is not read here", s->path, e->name, e->dtype);
     if (e->ndim > ESP_MAX_DIMS) return BAD("%s: tensor '%s' has %d dimensions, at most %d are read here", s->path, e->name, e->ndim, (int)ESP_MAX_DIMS);
     char *from = (char *)s->map->data + s->data_from + e->begin;
-    int64_t bytes = e->end - e->begin;
-    if (dtype >= 0 && (intptr_t)from % esp_dtype_size(dtype) == 0) {
-        return esp_tensor_over(out, dtype, e->ndim, e->shape, from, bytes, 1, esp_mapping_release, esp_mapping_share(s->map));
+    if (dtype != WIDE) {
+        return esp_tensor_over(out, dtype, e->ndim, e->shape, from, e->end - e->begin, 1, esp_mapping_release, esp_mapping_share(s->map));
     }
     esp_tensor *t;
-    TRY(esp_tensor_new(&t, dtype == -1 ? ESP_I32 : dtype, e->ndim, e->shape));
-    int code = ESP_OK;
-    if (dtype == -1) code = narrow_i64(t, from, e, s->path);
-    else memcpy(esp_tensor_at(t), from, (size_t)bytes);
+    TRY(esp_tensor_new(&t, ESP_I32, e->ndim, e->shape));
+    int code = narrow(t, from, e, s->path);
     if (code != ESP_OK) esp_tensor_free(t);
     else *out = t;
-    return code;
-}
-
-/* ---- writing ---- */
-
-static void put_text(char **at, const char *text)
-{
-    *at += sprintf(*at, "\"");
-    for (const unsigned char *p = (const unsigned char *)text; *p; p++) {
-        if (*p == '"' || *p == '\\') *at += sprintf(*at, "\\%c", *p);
-        else if (*p < 32) *at += sprintf(*at, "\\u%04x", *p);
-        else *(*at)++ = (char)*p;
-    }
-    *at += sprintf(*at, "\"");
-}
-
-static const char *dtype_text(int dtype)
-{
-    for (int i = 0; i < DTYPES; i++) if (dtypes[i].dtype == dtype) return dtypes[i].name;
-    return "?";
-}
-
-/* The header, padded with spaces so that the data begins at a multiple of 8. */
-static char *make_header(int64_t *bytes, int64_t count, const char *const *names, const esp_tensor *const *tensors, int64_t metadata_count,
-                         const char *const *metadata)
-{
-    int64_t room = 64;
-    for (int64_t i = 0; i < count; i++) room += 6 * (int64_t)strlen(names[i]) + 400;
-    for (int64_t i = 0; i < 2 * metadata_count; i++) room += 6 * (int64_t)strlen(metadata[i]) + 16;
-    char *text = esp_malloc(room), *at = text;
-    if (!text) return NULL;
-    *at++ = '{';
-    if (metadata_count) {
-        at += sprintf(at, "\"__metadata__\":{");
-        for (int64_t i = 0; i < metadata_count; i++) {
-            if (i) *at++ = ',';
-            put_text(&at, metadata[2 * i]);
-            *at++ = ':';
-            put_text(&at, metadata[2 * i + 1]);
-        }
-        *at++ = '}';
-    }
-    int64_t offset = 0;
-    for (int64_t i = 0; i < count; i++) {
-        const esp_tensor *t = tensors[i];
-        if (at[-1] != '{') *at++ = ',';
-        put_text(&at, names[i]);
-        at += sprintf(at, ":{\"dtype\":\"%s\",\"shape\":[", dtype_text(t->dtype));
-        for (int d = 0; d < t->ndim; d++) at += sprintf(at, "%s%lld", d ? "," : "", (long long)t->shape[d]);
-        int64_t end = offset + t->count * esp_dtype_size(t->dtype);
-        at += sprintf(at, "],\"data_offsets\":[%lld,%lld]}", (long long)offset, (long long)end);
-        offset = end;
-    }
-    *at++ = '}';
-    while ((at - text) % 8) *at++ = ' ';
-    *bytes = at - text;
-    return text;
-}
-
-static int write_tensor(esp_writer *w, const esp_tensor *t)
-{
-    if (esp_is_dense(t)) return esp_writer_write(w, esp_tensor_at(t), t->count * esp_dtype_size(t->dtype));
-    esp_tensor *dense;
-    TRY(esp_tensor_new(&dense, t->dtype, t->ndim, t->shape));
-    int code = esp_copy(dense, t);
-    if (code == ESP_OK) code = esp_writer_write(w, esp_tensor_at(dense), t->count * esp_dtype_size(t->dtype));
-    esp_tensor_free(dense);
-    return code;
-}
-
-int esp_safetensors_write(const char *path, int64_t count, const char *const *names, const esp_tensor *const *tensors, int64_t metadata_count,
-                          const char *const *metadata)
-{
-    for (int64_t i = 0; i < count; i++) {
-        TRY(esp_check("safetensors", names[i], tensors[i], 63u, ESP_READ));
-        if (strcmp(names[i], "__metadata__") == 0) return esp_fail(ESP_EARG, "%s: a tensor cannot be called __metadata__, the format keeps that name", path);
-    }
-    int64_t bytes = 0;
-    char *header = make_header(&bytes, count, names, tensors, metadata_count, metadata);
-    if (!header) return ESP_EMEM;
-    esp_writer *w;
-    int code = esp_writer_open(&w, path);
-    if (code != ESP_OK) {
-        esp_free(header);
-        return code;
-    }
-    uint64_t n = (uint64_t)bytes;
-    code = esp_writer_write(w, &n, 8);
-    if (code == ESP_OK) code = esp_writer_write(w, header, bytes);
-    for (int64_t i = 0; code == ESP_OK && i < count; i++) code = write_tensor(w, tensors[i]);
-    esp_free(header);
-    if (code == ESP_OK) return esp_writer_publish(w);
-    esp_writer_abandon(w);
     return code;
 }

@@ -4,49 +4,14 @@
 #include "backend.h"
 #include "walk.h"
 
-enum { ANY = 63u, FLOATS = ESP_BIT(ESP_F32) | ESP_BIT(ESP_BF16) };
-
-static double load(const char *p, int dtype)
-{
-    float f;
-    double d;
-    int32_t i;
-    uint16_t h;
-    switch (dtype) {
-    case ESP_F32: memcpy(&f, p, 4); return (double)f;
-    case ESP_F64: memcpy(&d, p, 8); return d;
-    case ESP_I32: memcpy(&i, p, 4); return i;
-    case ESP_BF16: memcpy(&h, p, 2); return (double)esp_bf16_to_f32(h);
-    case ESP_F16: memcpy(&h, p, 2); return (double)esp_f16_to_f32(h);
-    default: return *(const uint8_t *)p;
-    }
-}
-
-static double clamped(double v, double low, double high)
-{
-    return v != v ? 0 : v < low ? low : v > high ? high : v;
-}
-
-static void store(char *p, int dtype, double v)
-{
-    float f = (float)v;
-    int32_t i;
-    uint16_t h;
-    switch (dtype) {
-    case ESP_F32: memcpy(p, &f, 4); break;
-    case ESP_F64: memcpy(p, &v, 8); break;
-    case ESP_I32: i = (int32_t)clamped(v, -2147483648.0, 2147483647.0); memcpy(p, &i, 4); break;
-    case ESP_BF16: h = esp_f32_to_bf16(f); memcpy(p, &h, 2); break;
-    case ESP_F16: h = esp_f32_to_f16(f); memcpy(p, &h, 2); break;
-    default: *(uint8_t *)p = (uint8_t)clamped(v, 0, 255);
-    }
-}
+/* f8 is read, never written. */
+enum { WRITTEN = 63u, READ = WRITTEN | ESP_BIT(ESP_F8_E4M3) | ESP_BIT(ESP_F8_E5M2), FLOATS = ESP_BIT(ESP_F32) | ESP_BIT(ESP_BF16) };
 
 /* ---- fill ---- */
 
 int esp_fill(esp_tensor *y, double value)
 {
-    TRY(esp_check("fill", "y", y, ANY, ESP_WRITE));
+    TRY(esp_check("fill", "y", y, WRITTEN, ESP_WRITE));
     return esp_backend_of(y)->fill(y, value);
 }
 
@@ -54,7 +19,7 @@ static void fill_stretch(const esp_walk *w, char *const *p, const int64_t *strid
 {
     char element[8];
     int dtype = (int)w->beta;
-    store(element, dtype, w->alpha);
+    esp_store(element, dtype, w->alpha);
     int64_t size = w->size[0], step = stride[0] * size;
     if (stride[0] == 1 && w->alpha == 0 && !signbit(w->alpha)) {
         memset(p[0], 0, (size_t)(n * size));
@@ -78,39 +43,24 @@ int esp_cpu_fill(esp_tensor *y, double value)
 
 int esp_copy(esp_tensor *y, const esp_tensor *x)
 {
-    TRY(esp_check("copy", "x", x, ANY, ESP_READ));
-    TRY(esp_check("copy", "y", y, ANY, ESP_WRITE));
+    TRY(esp_check("copy", "x", x, READ, ESP_READ));
+    TRY(esp_check("copy", "y", y, WRITTEN, ESP_WRITE));
     TRY(esp_check_shape("copy", "y", y, x->ndim, x->shape, "shape of x"));
     return esp_backend_of(y)->copy(y, x);
-}
-
-static ESP_SIMD void widen(float *restrict y, const uint16_t *restrict x, int64_t n)
-{
-    for (int64_t i = 0; i < n; i++) y[i] = esp_bf16_to_f32(x[i]);
-}
-
-static ESP_SIMD void narrow(uint16_t *restrict y, const float *restrict x, int64_t n)
-{
-    for (int64_t i = 0; i < n; i++) y[i] = esp_f32_to_bf16(x[i]);
 }
 
 static void copy_stretch(const esp_walk *w, char *const *p, const int64_t *stride, int64_t n)
 {
     int to = (int)w->alpha, from = (int)w->beta;
-    int dense = stride[0] == 1 && stride[1] == 1;
-    if (dense && to == from) {
-        memcpy(p[0], p[1], (size_t)(n * w->size[0]));
-    } else if (dense && to == ESP_F32 && from == ESP_BF16) {
-        widen((float *)(void *)p[0], (const uint16_t *)(const void *)p[1], n);
-    } else if (dense && to == ESP_BF16 && from == ESP_F32) {
-        narrow((uint16_t *)(void *)p[0], (const float *)(const void *)p[1], n);
+    if (stride[0] == 1 && stride[1] == 1) {
+        esp_convert(p[0], to, p[1], from, n);
     } else if (to == from && w->size[0] == 4) {
         uint32_t *y = (uint32_t *)(void *)p[0];
         const uint32_t *x = (const uint32_t *)(const void *)p[1];
         for (int64_t i = 0; i < n; i++) y[i * stride[0]] = x[i * stride[1]];
     } else {
         int64_t ys = stride[0] * w->size[0], xs = stride[1] * w->size[1];
-        for (int64_t i = 0; i < n; i++) store(p[0] + i * ys, to, load(p[1] + i * xs, from));
+        for (int64_t i = 0; i < n; i++) esp_store(p[0] + i * ys, to, esp_load(p[1] + i * xs, from));
     }
 }
 

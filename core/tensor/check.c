@@ -8,7 +8,7 @@ static const char *dtype_names(char *text, unsigned dtypes)
 {
     int n = 0;
     text[0] = 0;
-    for (int d = ESP_F32; d <= ESP_F64; d++) {
+    for (int d = ESP_F32; d <= ESP_F8_E5M2; d++) {
         if (dtypes & ESP_BIT(d)) n += snprintf(text + n, (size_t)(ESP_TEXT - n), "%s%s", n ? " or " : "", esp_dtype_name(d));
     }
     return text;
@@ -21,6 +21,9 @@ int esp_check(const char *op, const char *arg, const esp_tensor *t, unsigned dty
     if (!t->storage) return esp_fail(ESP_EARG, "%s: '%s' was freed", op, arg);
     if (!(ESP_BIT(t->dtype) & dtypes)) {
         return esp_fail(ESP_EDTYPE, "%s: '%s' is %s, want %s", op, arg, esp_dtype_name(t->dtype), dtype_names(text, dtypes));
+    }
+    if (access != ESP_READ_BYTES && !esp_tensor_aligned(t)) {
+        return esp_fail(ESP_EARG, "%s: '%s' views unaligned bytes of a file; clone it first", op, arg);
     }
     if (access == ESP_WRITE && t->storage->readonly) {
         return esp_fail(ESP_EARG, "%s: '%s' is read-only (it views a file); clone it first", op, arg);

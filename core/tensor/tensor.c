@@ -8,7 +8,7 @@ int64_t esp_dtype_size(int dtype)
     switch (dtype) {
     case ESP_F32: case ESP_I32: return 4;
     case ESP_BF16: case ESP_F16: return 2;
-    case ESP_U8: return 1;
+    case ESP_U8: case ESP_F8_E4M3: case ESP_F8_E5M2: return 1;
     case ESP_F64: return 8;
     default: return -1;
     }
@@ -16,8 +16,8 @@ int64_t esp_dtype_size(int dtype)
 
 const char *esp_dtype_name(int dtype)
 {
-    static const char *const names[] = {"f32", "bf16", "f16", "i32", "u8", "f64"};
-    return dtype >= 0 && dtype < 6 ? names[dtype] : "unknown dtype";
+    static const char *const names[] = {"f32", "bf16", "f16", "i32", "u8", "f64", "f8_e4m3", "f8_e5m2"};
+    return dtype >= 0 && dtype < 8 ? names[dtype] : "unknown dtype";
 }
 
 const char *esp_shape_text(char *text, int ndim, const int64_t *shape)
@@ -171,4 +171,9 @@ void *esp_tensor_data(const esp_tensor *t)
 int esp_tensor_readonly(const esp_tensor *t)
 {
     return t->storage ? t->storage->readonly : 0;
+}
+
+int esp_tensor_aligned(const esp_tensor *t)
+{
+    return !t->storage || (intptr_t)t->storage->data % esp_dtype_size(t->dtype) == 0;
 }

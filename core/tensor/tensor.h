@@ -35,9 +35,10 @@ const char *esp_dtype_name(int dtype);
 /* ---- checks: op and arg name the operation and the argument in the sentence ---- */
 
 #define ESP_BIT(dtype) (1u << (dtype))
-enum esp_access { ESP_READ = 0, ESP_WRITE = 1 };
+/* ESP_READ_BYTES: read as bytes, so it may be unaligned. */
+enum esp_access { ESP_READ = 0, ESP_WRITE = 1, ESP_READ_BYTES = 2 };
 
-/* Not NULL, not dropped, dtype among the bits, writable where access is ESP_WRITE. */
+/* Not NULL, not dropped, dtype among the bits, aligned, writable where access is ESP_WRITE. */
 int esp_check(const char *op, const char *arg, const esp_tensor *t, unsigned dtypes, int access);
 /* Shape exactly as given; `why` says where the wanted shape comes from ("shape of x"). */
 int esp_check_shape(const char *op, const char *arg, const esp_tensor *t, int ndim, const int64_t *shape, const char *why);
@@ -67,7 +68,13 @@ static inline void *esp_tensor_at(const esp_tensor *t)
     return (char *)t->storage->data + t->offset * esp_dtype_size(t->dtype);
 }
 
-/* ---- storage formats ---- */
+/* ---- storage formats (convert.c) ---- */
+
+/* One element; rounding as in copy(). f8 is only loaded. p may be unaligned. */
+double esp_load(const void *p, int dtype);
+void esp_store(void *p, int dtype, double v);
+/* n elements, both sides dense and aligned for their dtype. */
+void esp_convert(void *to, int to_dtype, const void *from, int from_dtype, int64_t n);
 
 static inline float esp_bf16_to_f32(uint16_t h)
 {
@@ -84,41 +91,34 @@ static inline uint16_t esp_f32_to_bf16(float f)
     if ((u & 0x7fffffffu) > 0x7f800000u) return (uint16_t)((u >> 16) | 0x40);
     return (uint16_t)((u + 0x7fff + ((u >> 16) & 1)) >> 16);
 }
-/* f16 <-> f32 by the bits: no compiler support is taken for granted. */
+/* f16 by its bits: no compiler support is taken for granted. Multiplying by 2^112 moves the exponent and makes subnormals normal, exactly. */
 static inline float esp_f16_to_f32(uint16_t h)
 {
-    uint32_t sign = (uint32_t)(h & 0x8000) << 16, exponent = (h >> 10) & 31, mantissa = h & 1023, bits;
+    uint32_t bits = (uint32_t)(h & 0x7fff) << 13;
     float f;
-    if (exponent == 31) {
-        bits = sign | 0x7f800000u | mantissa << 13;
-    } else if (exponent) {
-        bits = sign | (exponent + 112) << 23 | mantissa << 13;
-    } else {
-        f = (float)mantissa * 5.9604644775390625e-8f;
-        return sign ? -f : f;
-    }
+    memcpy(&f, &bits, 4);
+    f *= 0x1p112f;
+    memcpy(&bits, &f, 4);
+    bits |= (h & 0x7c00) == 0x7c00 ? 0x7f800000u : 0;
+    bits |= (uint32_t)(h & 0x8000) << 16;
     memcpy(&f, &bits, 4);
     return f;
 }
 
+/* Round to nearest even. Below 2^-14 adding 0.5 lets the hardware round to a multiple of 2^-24. */
 static inline uint16_t esp_f32_to_f16(float f)
 {
-    uint32_t u;
+    uint32_t u, low;
     memcpy(&u, &f, 4);
     uint16_t sign = (uint16_t)(u >> 16 & 0x8000);
     u &= 0x7fffffffu;
-    if (u > 0x7f800000u) return (uint16_t)(sign | 0x7e00);
-    if (u >= 0x477ff000u) return (uint16_t)(sign | 0x7c00);
-    if (u < 0x38800000u) {
-        /* Subnormal: adding 0.5 lets the hardware round to a multiple of 2^-24. */
-        float a, half = 0.5f;
-        memcpy(&a, &u, 4);
-        a += half;
-        memcpy(&u, &a, 4);
-        return (uint16_t)(sign | (u - 0x3f000000u));
-    }
-    u += 0xfff + (u >> 13 & 1);
-    return (uint16_t)(sign | ((u - 0x38000000u) >> 13));
+    float a;
+    memcpy(&a, &u, 4);
+    a = u < 0x38800000u ? a + 0.5f : 0.5f;
+    memcpy(&low, &a, 4);
+    uint32_t normal = (u + 0xfff + (u >> 13 & 1) - 0x38000000u) >> 13;
+    uint32_t h = u < 0x38800000u ? low - 0x3f000000u : u < 0x477ff000u ? normal : u <= 0x7f800000u ? 0x7c00 : 0x7e00;
+    return (uint16_t)(sign | h);
 }
 
 #endif

@@ -8,7 +8,8 @@ local esp = { version = "0.1.0" }
 local functions = {
   load = { "models", "load" }, generate = { "models.generate", "generate" },
   prune = { "prune", "prune" }, plan = { "plan", "plan" }, sensitivity = { "sensitivity", "sensitivity" },
-  lineage = { "lineage", "lineage" }, diff = { "lineage.diff", "diff" }, sort = { "prune.sort", "sort" },
+  lineage = { "lineage", "lineage" }, diff = { "lineage.diff", "diff" }, sort = { "prune.sort", "sort" }, slice = { "prune.slice", "slice" },
+  mask = { "prune.mask", "mask" },
   distill = { "distill", "distill" }, train = { "distill", "train" }, evaluate = { "eval", "evaluate" },
   sweep = { "sweep", "sweep" }, options = { "options", "parse" },
   scope = { "tape", "scope" }, checkpoint = { "tape", "checkpoint" }, no_grad = { "tape", "no_grad" },

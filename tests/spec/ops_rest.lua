@@ -38,6 +38,30 @@ covers({ "copy", "fill" }, "copy converts and follows strides; fill", function()
   t.equal(tensor.of({ 1 + 2 ^ -8, 1 + 3 * 2 ^ -8 }):to("bf16"):to "f32", { 1, 1 + 2 ^ -6 })
 end)
 
+covers({ "take" }, "take gathers rows and columns and converts", function()
+  for _, shape in ipairs { { 1, 1 }, { 3, 5 }, { 2, 1024 }, { 3, 2049 } } do
+    local x, lines, columns = random(shape, 5), { shape[1] - 1, 0 }, { shape[2] - 1, 0, math.floor(shape[2] / 2) }
+    local function index(list) return tensor.of(list, { dtype = "i32" }) end
+    for _, dtype in ipairs { "f32", "bf16", "f16", "f64" } do
+      local from = x:to(dtype)
+      local y = tensor.new({ 2, 3 }, "f32")
+      c.take(y.c, from.c, index(lines).c, index(columns).c)
+      t.equal(y, from:to("f32"):index_select(0, lines):index_select(1, columns), dtype)
+      local all, turned = tensor.new(shape, "bf16"), tensor.new({ shape[2], 1 }, dtype)
+      c.take(all.c, from.c, nil, nil)
+      t.equal(all, from:to("f32"):to "bf16", dtype .. " to bf16")
+      c.take(turned.c, from:transpose(0, 1).c, nil, index({ shape[1] - 1 }).c)
+      t.equal(turned:to "f32", from:to("f32"):select(0, shape[1] - 1):view(-1, 1), dtype .. " of a transposed view")
+    end
+  end
+  local y, x = tensor.new { 2 }, tensor.of { 1, 2, 3 }
+  c.take(y.c, x.c, nil, tensor.of({ 2, 0 }, { dtype = "i32" }).c)
+  t.equal(y, { 3, 1 })
+  t.fails("take: index 3 at place 1 of 'columns', want 0 to 2", c.take, y.c, x.c, nil, tensor.of({ 2, 3 }, { dtype = "i32" }).c)
+  t.fails("without 'rows'", c.take, y.c, x.c, tensor.of({ 2, 0 }, { dtype = "i32" }).c, nil)
+  t.fails("take: 'y' is [2], want [3]", c.take, y.c, x.c, nil, nil)
+end)
+
 covers({ "uniform", "normal" }, "random numbers depend on seed and stream alone", function()
   local a = tensor.uniform({ 4, 4096 }, { seed = 7, stream = 3 })
   t.equal(a:narrow(0, 0, 1), tensor.uniform({ 1, 4096 }, { seed = 7, stream = 3 }), "a shorter draw is the beginning of a longer one")

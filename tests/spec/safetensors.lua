@@ -122,6 +122,24 @@ t.test("dtypes, shapes and views come back", function()
   t.equal(safetensors.read(path).scalar:item(), 2)
 end)
 
+t.test("what is written comes in pieces, one below the other, and in turn", function()
+  local path = t.folder() .. "/a.safetensors"
+  local x = tensor.normal({ 7, 5 }, { seed = 2 })
+  safetensors.write(path, { fused = { x, x:narrow(0, 2, 3) } }, { dtype = "f16" })
+  local fused = safetensors.read(path).fused
+  t.equal(fused.dtype, "f16")
+  t.equal(fused:to("f32"):narrow(0, 7, 3), x:to("f16"):to("f32"):narrow(0, 2, 3))
+  t.fails("one goes below the other", safetensors.write, path, { fused = { x, x:narrow(1, 0, 2) } })
+  t.fails("holds NaN or infinity as f16", safetensors.write, path, { x = tensor.of { 1, 1e6 } }, { dtype = "f16", finite = true })
+  local w = safetensors.create(path, { { name = "a", dtype = "f32", shape = { 7, 5 } }, { name = "b", dtype = "f32", shape = { 2 } } })
+  t.fails("'b' comes out of turn, want 'a'", w.append, w, "b", tensor.zeros { 2 })
+  w:append("a", x)
+  t.fails("'b' gets 3 elements, 2 are still missing", w.append, w, "b", tensor.zeros { 3 })
+  t.fails("'b' got 0 of its 2 elements", w.publish, w)
+  t.equal(#file.list(path:match "^(.*)/"), 1, "nothing beside it")
+  t.equal(safetensors.read(path).fused.shape, { 10, 5 }, "the old file stays")
+end)
+
 t.test("I64 is read where it fits", function()
   local path = t.folder() .. "/a.safetensors"
   t.write(path, whole(one("I64", "[2]", 0, 16)) .. "\5" .. string.rep("\0", 7) .. string.rep("\255", 8))

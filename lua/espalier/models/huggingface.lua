@@ -5,7 +5,7 @@ local tape = require "espalier.tape"
 local core = require "espalier.ffi"
 local file = require "espalier.io.file"
 local json = require "espalier.io.json"
-local safetensors = require "espalier.io.safetensors"
+local shards = require "espalier.io.shards"
 local configs = require "espalier.models.config"
 local models = require "espalier.models.model"
 local lineages = require "espalier.lineage.store"
@@ -19,28 +19,6 @@ M.tokenizer_files = { "tokenizer.json", "tokenizer.model", "tokenizer_config.jso
   "merges.txt", "generation_config.json" }
 
 -- ---- in ----
-
--- { [tensor name] = open safetensors file }
-local function open_weights(dir)
-  local index = file.join(dir, "model.safetensors.index.json")
-  local where, opened = {}, {}
-  if file.kind(index) then
-    local map = json.read(index).weight_map
-    if type(map) ~= "table" then fail("%s: field 'weight_map' is missing", index) end
-    for name, part in pairs(map) do
-      if part:find "/" then fail("%s: '%s' leaves the folder", index, part) end
-      opened[part] = opened[part] or safetensors.open(file.join(dir, part))
-      if not opened[part].index[name] then fail("%s: '%s' is said to be in %s, which does not hold it", index, name, part) end
-      where[name] = opened[part]
-    end
-    return where
-  end
-  local path = file.join(dir, "model.safetensors")
-  if not file.kind(path) then fail("%s holds no model.safetensors (nor an index of shards)", dir) end
-  local one = safetensors.open(path)
-  for _, name in ipairs(one.names) do where[name] = one end
-  return where
-end
 
 local function same(a, b)
   return table.concat(a, "x") == table.concat(b, "x")
@@ -90,7 +68,7 @@ function M.load(dir, opt)
   local config = json.read(config_path)
   local shape = configs.of_config(config, config_path)
   return tape.outside_scopes(function()
-    local where, weights, known = open_weights(dir), {}, {}
+    local where, weights, known = shards.open(dir), {}, {}
     for _, want in ipairs(configs.stored(shape, config.model_type)) do
       for name, t in pairs(take(where, want, dir, opt.dtype)) do weights[name] = t end
       known[want.name] = true
@@ -124,24 +102,13 @@ local function largest_difference(a, b)
   end)
 end
 
--- What a file stores as one, from its parts.
-local function join(want, own, dtype)
-  if #want.parts == 1 then return tensor.to(own[want.parts[1].name], dtype) end
-  local whole, at = tensor.new(want.shape, dtype), 0
-  for _, part in ipairs(want.parts) do
-    tensor.narrow(whole, 0, at, part.shape[1]):copy_from(own[part.name])
-    at = at + part.shape[1]
-  end
-  return whole
-end
-
-local function write_parts(model, dir, dtype)
+local function write_parts(model, dir, dtype, shard)
   local weights, names, own = {}, {}, model:parameters()
-  for name, t in pairs(own) do M.check_finite(name, t, "save") end
   for i, want in ipairs(configs.stored(model.shape, configs.kind(model.shape, model.config))) do
-    names[i], weights[want.name] = want.name, join(want, own, dtype)
+    names[i], weights[want.name] = want.name, {}
+    for k, part in ipairs(want.parts) do weights[want.name][k] = own[part.name] end
   end
-  safetensors.write(file.join(dir, "model.safetensors"), weights, { order = names, metadata = { format = "pt" } })
+  shards.write(dir, weights, { order = names, dtype = dtype, finite = true, shard = shard })
   json.write(file.join(dir, "config.json"), configs.to_config(model.shape, model.config, dtype))
   local has_generation
   if model.source and file.kind(model.source) == "folder" then
@@ -179,17 +146,18 @@ local function prepare(dir)
 end
 
 --- Writes the model as a Hugging Face folder: beside its name first, reloaded, logits compared on a fixed batch, then put in place.
--- opt.dtype: "f32" (default), "bf16" or "f16"; the comparison is with the model rounded to it. Returns the largest difference of a logit.
+-- opt.dtype: "f32" (default), "bf16" or "f16"; the comparison is with the model rounded to it. opt.shard: most bytes of weights in a file ("5GB").
+-- Returns the largest difference of a logit.
 function M.save(model, dir, opt)
   opt = options.check("model:save", opt, { dtype = { "string", one_of = { "f32", "bf16", "f16" }, default = "f32" },
-    quiet = { "bool", default = false } })
+    shard = { "bytes", default = "5GB" }, quiet = { "bool", default = false } })
   dir = dir:gsub("/+$", "")
   prepare(dir)
   local part = dir .. ".part-" .. core.C.esp_process_id()
   file.remove(part)
   file.make(part)
   local ok, result = pcall(tape.scope, function()
-    write_parts(model, part, opt.dtype)
+    write_parts(model, part, opt.dtype, opt.shard)
     local ids = probe(model.shape)
     local rounded = opt.dtype == "f32" and model or model:clone { dtype = opt.dtype == "f16" and "f32" or opt.dtype }
     if opt.dtype == "f16" then rounded.decoder:replace(function(_, t) return tensor.to(tensor.to(t, "f16"), "f32") end) end

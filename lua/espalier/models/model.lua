@@ -134,17 +134,19 @@ function M.next_targets(ids, lengths)
   return target
 end
 
+--- Mean of the values f32 [N] of predictions over the targets i32 that are not -1, and the number of those.
+function M.mean_nll(loss, target)
+  local p, count = target:data(), 0
+  for i = 0, target:count() - 1 do if p[i] >= 0 then count = count + 1 end end
+  if count == 0 then fail("loss: rows of one token have nothing to predict") end
+  local total = tensor.zeros({}, "f64")
+  core.ops.total_acc(total.c, loss.c)
+  return total:item() / count, count
+end
+
 --- Mean next-token cross-entropy in nats over all predictions of the rows, and their number.
 function Model:loss(ids, opt)
-  return tape.scope(function()
-    local loss, target = self:token_nll(ids, opt)
-    local p, count = target:data(), 0
-    for i = 0, target:count() - 1 do if p[i] >= 0 then count = count + 1 end end
-    if count == 0 then fail("loss: rows of one token have nothing to predict") end
-    local total = tensor.zeros({}, "f64")
-    core.ops.total_acc(total.c, loss.c)
-    return total:item() / count, count
-  end)
+  return tape.scope(function() return M.mean_nll(self:token_nll(ids, opt)) end)
 end
 
 --- Writes a Hugging Face folder, whole or not at all; reloads it and compares logits before it returns. See models/huggingface.lua.

@@ -12,10 +12,15 @@ local Tensor = {}
 Tensor.__index = Tensor
 --- The methods of every tensor; ops.lua adds to it.
 M.Tensor = Tensor
+--- The metatable of tensors whose bytes are made when first needed (lazy.lua).
+M.Lazy = {}
+local Lazy = M.Lazy
 
 local code_of = { f32 = 0, bf16 = 1, f16 = 2, i32 = 3, u8 = 4, f64 = 5 }
-local name_of = { [0] = "f32", "bf16", "f16", "i32", "u8", "f64" }
-local ctype_of = { f32 = "float *", bf16 = "uint16_t *", f16 = "uint16_t *", i32 = "int32_t *", u8 = "uint8_t *", f64 = "double *" }
+-- f8 only comes from files: no tensor of it is made.
+local name_of = { [0] = "f32", "bf16", "f16", "i32", "u8", "f64", "f8_e4m3", "f8_e5m2" }
+local ctype_of = { f32 = "float *", bf16 = "uint16_t *", f16 = "uint16_t *", i32 = "int32_t *", u8 = "uint8_t *", f64 = "double *",
+  f8_e4m3 = "uint8_t *", f8_e5m2 = "uint8_t *" }
 
 local handle = core.typeof "esp_tensor *[1]"
 local dims = core.typeof "int64_t[?]"
@@ -24,7 +29,8 @@ local dims = core.typeof "int64_t[?]"
 M.on_new = nil
 
 function M.is(x)
-  return getmetatable(x) == Tensor
+  local meta = getmetatable(x)
+  return meta == Tensor or meta == Lazy
 end
 
 local function wrap(c, shape, dtype)
@@ -197,7 +203,7 @@ function Tensor:data()
 end
 
 local function readable(t)
-  if t.dtype == "bf16" or t.dtype == "f16" then t = M.to(t, "f32") end
+  if ctype_of[t.dtype]:find "^uint" and t.dtype ~= "u8" then t = M.to(t, "f32") end
   return M.contiguous(t)
 end
 
@@ -260,6 +266,6 @@ function Tensor:copy_from(x)
   return self
 end
 
-M.dims_of, M.adopt = dims_of, wrap
+M.dims_of, M.adopt, M.dtype_code = dims_of, wrap, dtype_code
 
 return M

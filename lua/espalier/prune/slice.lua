@@ -1,0 +1,197 @@
+--- Candidates of a sorted model as views of it: prefixes of its tensors and a list of its layers. Nothing is copied until a slice is materialized.
+--
+-- Heads stay in Hugging Face's order, so where heads are cut inside their groups the rows of W_Q and the columns of W_O that stay are the fronts of
+-- equal blocks: views [groups, rows, columns] and [rows, groups, columns]. A product gathers such a view into scratch that goes right after it: the
+-- sums then run in the order of the folder that the slice would be saved as, and the results are its bits.
+
+local tensor = require "espalier.tensor"
+local tape = require "espalier.tape"
+local models = require "espalier.models.model"
+local shapes = require "espalier.models.shape"
+local legal = require "espalier.prune.legal"
+local sort = require "espalier.prune.sort"
+local streams = require "espalier.prune.streams"
+local hash = require "espalier.models.hash"
+local fail = require "espalier.fail"
+
+local M = {}
+local Slice = {}
+local Model = models.Model
+Slice.__index = function(_, name) return Slice[name] or Model[name] end
+
+-- The stores of streams, one a sorted model; they go with it.
+local stores = setmetatable({}, { __mode = "k" })
+
+-- ---- views ----
+
+-- What stays along an axis of a tensor of layer l, as { groups, each } blocks of `own` elements: each of the first groups keeps its first `each`.
+local function extent(s, l, new, i, axis)
+  if axis == "heads" and shapes.at(s, "heads", l) > 0 then
+    local g, e = shapes.at(new, "kv_heads", i), s.head_dim
+    return { g, shapes.at(new, "heads", i) / g * e, own = shapes.at(s, "heads", l) / shapes.at(s, "kv_heads", l) * e }
+  end
+  return { 1, shapes.extent(new, axis, i), own = shapes.extent(s, axis, l) }
+end
+
+-- A view of the blocks; the dimension of a block that stays whole is no dimension of its own.
+local function view(t, parts)
+  local shape, strides, all = {}, {}, t:strides()
+  for d, p in ipairs(parts) do
+    if p[1] == 1 or p[2] == p.own then
+      shape[#shape + 1], strides[#strides + 1] = p[1] * p[2], all[d]
+    else
+      shape[#shape + 1], strides[#strides + 1] = p[1], p.own * all[d]
+      shape[#shape + 1], strides[#strides + 1] = p[2], all[d]
+    end
+  end
+  return tensor.as_strided(t, shape, strides, 0)
+end
+
+-- Vectors with blocks are gathered at once: they are a few hundred numbers, and no operation reads them in parts.
+local function views(from, s, new, kept_layers)
+  local weights, shape_of = {}, {}
+  for _, t in ipairs(shapes.tensors(new)) do
+    local l = t.layer and kept_layers[t.layer + 1]
+    local parts = {}
+    for d, axis in ipairs(t.axes) do parts[d] = extent(s, l or 0, new, t.layer or 0, axis) end
+    local v = view(from[l and "model.layers." .. l .. "." .. t.below or t.name], parts)
+    if #v.shape > #t.axes and #t.axes == 1 then v = tensor.view(tensor.clone(v), t.shape) end
+    if #v.shape > #t.axes then shape_of[t.name] = t.shape end
+    weights[t.name] = v
+  end
+  return weights, shape_of
+end
+
+local function flat(v, shape)
+  return tensor.view(tensor.clone(v), shape)
+end
+
+-- Linear layers over a view of blocks gather it when they run.
+local function gather_when_run(decoder, shape_of)
+  for _, block in ipairs(decoder.model.layers) do
+    for _, linear in ipairs { block.self_attn and block.self_attn.q_proj or false, block.self_attn and block.self_attn.o_proj or false } do
+      if linear and #linear.weight.shape == 3 then
+        local blocks, run = linear.weight, linear.forward
+        linear.forward = function(self, x)
+          self.weight = flat(blocks, { self.outputs, self.inputs })
+          local y = run(self, x)
+          self.weight = blocks
+          return y
+        end
+      end
+    end
+  end
+  return decoder, shape_of
+end
+
+-- ---- slices ----
+
+-- Layers by importance cut to a number; the lists of the request otherwise.
+local function kept_layers(orders, request)
+  if not request.layers then return nil end
+  local list = {}
+  for i = 1, request.layers do list[i] = orders.layers[i] end
+  table.sort(list)
+  return list
+end
+
+local function texts_of(new, layers)
+  local list = {}
+  for i, l in ipairs(layers) do
+    list[i] = string.format("%d %d %d %d %d", new.hidden, l, shapes.at(new, "ffn", i - 1), shapes.at(new, "heads", i - 1),
+      shapes.at(new, "kv_heads", i - 1))
+  end
+  return list
+end
+
+--- esp.slice(sorted, { hidden =, ffn =, heads =, kv_heads =, layers =, drop =, drop_attention =, drop_mlp = }) -> slice: a candidate of a sorted
+-- model as a view, in microseconds. It runs as a model does (logits, hidden, loss, generate), is read-only, and keeps its source alive.
+-- ffn, heads and kv_heads may be lists by layer of the sorted model; layers keeps so many by the order that esp.sort remembered.
+-- slice:loss(batch) scores it and starts at the first layer that differs from the slice scored before on the same batch; slice:materialize() is
+-- a model of its own; slice:save(dir) saves that.
+function M.slice(model, request)
+  if type(model) ~= "table" or not model.decoder then fail("esp.slice: the first argument is %s, want a sorted model", type(model)) end
+  local orders = sort.orders(model) or fail("esp.slice: this model is not sorted, so what a cut keeps is no prefix; esp.sort(model, stats) sorts it")
+  request = legal.parse("esp.slice", request)
+  local s = model.shape
+  local new, layers = legal.result(s, request, legal.check("esp.slice", s, request), kept_layers(orders, request))
+  local slice = tape.outside_scopes(function()
+    local weights, shape_of = views(model:parameters(), s, new, layers)
+    local own = models.new(new, { weights = weights, config = model.config, source = model.source, tokenizer = model.tokenizer,
+      lineage = model.lineage })
+    own.blocks = shape_of
+    gather_when_run(own.decoder)
+    return own
+  end)
+  slice.of, slice.request, slice.layers, slice.texts = model, request, layers, texts_of(new, layers)
+  return setmetatable(slice, Slice)
+end
+
+--- { [hf_name] = tensor }: the views, and for those of blocks what they hold, gathered.
+function Slice:parameters()
+  local all = Model.parameters(self)
+  for name, shape in pairs(self.blocks) do all[name] = flat(all[name], shape) end
+  return all
+end
+
+--- Mean next-token cross-entropy in nats, and the number of predictions. batch: ids, rows, or a batch of esp.data. The stream before the first layer
+-- that differs from the slice scored last on this batch is taken from there.
+function Slice:loss(batch, opt)
+  stores[self.of] = stores[self.of] or streams.new()
+  return stores[self.of]:loss(self, self.texts, batch, opt)
+end
+
+--- Gives back the memory of the streams that the slices of a sorted model keep between scores.
+function M.forget(model)
+  if stores[model] then stores[model]:free() end
+end
+
+-- The indices that stay, as a prune keeps them.
+local function sets_of(self)
+  local s, new, sets = self.of.shape, self.shape, { layers = self.layers }
+  local function first(n)
+    local list = {}
+    for i = 1, n do list[i] = i - 1 end
+    return list
+  end
+  sets.hidden = first(new.hidden)
+  sets.ffn, sets.heads, sets.kv_heads = {}, {}, {}
+  for i, l in ipairs(self.layers) do
+    local h, g = shapes.at(new, "heads", i - 1), shapes.at(new, "kv_heads", i - 1)
+    sets.ffn[l + 1], sets.kv_heads[l + 1], sets.heads[l + 1] = first(shapes.at(new, "ffn", i - 1)), first(g), {}
+    local each = h > 0 and shapes.at(s, "heads", l) / shapes.at(s, "kv_heads", l) or 0
+    for b = 0, g - 1 do
+      for r = 0, h / g - 1 do table.insert(sets.heads[l + 1], b * each + r) end
+    end
+  end
+  return sets
+end
+
+--- A model of its own with copies of what stays; opt.dtype: "f32" or "bf16" converts. Its lineage is the sorted model's and a prune of it.
+function Slice:materialize(opt)
+  local weights, model = {}, self.of
+  tape.outside_scopes(function()
+    for name, t in pairs(Model.parameters(self)) do
+      local copy = tensor.clone(t)
+      weights[name] = tensor.to(self.blocks[name] and tensor.view(copy, self.blocks[name]) or copy, opt and opt.dtype or t.dtype)
+    end
+  end)
+  local lineage = { unpack(model.lineage) }
+  lineage[#lineage + 1] = { step = "prune", parent = model.source, parent_hash = hash(model), asked = self.request, before = shapes.text(model.shape),
+    after = shapes.text(self.shape), kept = sets_of(self) }
+  return models.new(shapes.copy(self.shape), { weights = weights, config = model.config, source = model.source, tokenizer = model.tokenizer,
+    lineage = lineage })
+end
+
+Slice.clone = Slice.materialize
+
+--- Materializes and saves.
+function Slice:save(dir, opt)
+  return self:materialize():save(dir, opt)
+end
+
+function Slice:__tostring()
+  return "slice of a sorted " .. tostring(self.of) .. "\n  " .. Model.__tostring(self)
+end
+
+return M
