@@ -377,6 +377,7 @@ int esp_q8_pack(esp_tensor *y, const esp_tensor *x);
 
 /* ---- tokenizers -------------------------------------------------------------------------------------------------------------- */
 
+/* Immutable once loaded: any number of threads may encode and decode with one tokenizer at the same time. */
 typedef struct esp_tokenizer esp_tokenizer;
 /* kind is found from name and content: sentencepiece .model, llama2.c .bin, tokenizer.json. vocab: rows of a llama2.c .bin (it does not store
  * their number; 0 otherwise). */
@@ -385,11 +386,20 @@ void esp_tokenizer_free(esp_tokenizer *t);
 int64_t esp_tokenizer_vocab(const esp_tokenizer *t);                 /* ids are 0..vocab-1 */
 const char *esp_tokenizer_kind(const esp_tokenizer *t);              /* "sentencepiece", "llama2c", "byte-level BPE", "byte-fallback BPE" */
 int esp_tokenizer_special(const esp_tokenizer *t, const char *name); /* id of "bos", "eos", "unk", "pad"; -1 if there is none */
-/* The piece of an id as stored (bytes in *bytes), NULL outside the vocabulary. */
-const char *esp_tokenizer_piece(const esp_tokenizer *t, int32_t id, int64_t *bytes);
+enum esp_piece_type { ESP_PIECE_NORMAL = 1, ESP_PIECE_UNKNOWN, ESP_PIECE_CONTROL, ESP_PIECE_USER, ESP_PIECE_UNUSED, ESP_PIECE_BYTE };
+/* The piece of an id as stored (bytes in *bytes), NULL outside the vocabulary; score and type may be NULL. */
+const char *esp_tokenizer_piece(const esp_tokenizer *t, int32_t id, int64_t *bytes, float *score, int *type);
 int32_t esp_tokenizer_id(const esp_tokenizer *t, const char *piece, int64_t bytes);  /* -1 if there is none */
+/* Merges in the order of their ranks: rank r joins pieces left and right. 0 of them where pieces merge by score. */
+int64_t esp_tokenizer_merges(const esp_tokenizer *t);
+void esp_tokenizer_merge(const esp_tokenizer *t, int64_t rank, int32_t *left, int32_t *right);
+/* What GGUF calls the way this tokenizer cuts words ("llama-bpe", "gpt-2", "qwen2" ...); "" where it has no name for it. */
+const char *esp_tokenizer_pre(const esp_tokenizer *t);
 /* ids of a text, no BOS added; special = 1 lets added special tokens in the text be found. Free with esp_buffer_free. */
 int esp_tokenizer_encode(int32_t **ids, int64_t *count, const esp_tokenizer *t, const char *text, int64_t bytes, int special);
+/* The same into the caller's buffer of `room` ids; count is how many there are. Where they do not fit, nothing is written, count
+ * says how many there would be and ESP_ESHAPE is returned. */
+int esp_tokenizer_encode_into(int32_t *ids, int64_t room, int64_t *count, const esp_tokenizer *t, const char *text, int64_t bytes, int special);
 /* Text of ids; special = 0 leaves out control tokens. first = 1: a text begins here (sentencepiece then drops the dummy space). Free with esp_buffer_free. */
 int esp_tokenizer_decode(char **text, int64_t *bytes, const esp_tokenizer *t, const int32_t *ids, int64_t count, int special, int first);
 

@@ -57,16 +57,22 @@ static candidate pop(merger *m)
     return top;
 }
 
-static const merge_rule *rule_of(const esp_tokenizer *t, int32_t left, int32_t right)
+static int32_t *pair_slot(const esp_tokenizer *t, int32_t left, int32_t right)
 {
-    int64_t lo = 0, hi = t->merge_count;
-    while (lo < hi) {
-        int64_t mid = lo + (hi - lo) / 2;
-        const merge_rule *r = &t->merges[mid];
-        if (r->left < left || (r->left == left && r->right < right)) lo = mid + 1;
-        else hi = mid;
+    uint64_t h = ((uint64_t)(uint32_t)left << 32 | (uint32_t)right) * 0x9E3779B97F4A7C15u;
+    for (uint64_t i = h >> 32;; i++) {
+        int32_t *slot = &t->pairs[i & (uint64_t)(t->pair_room - 1)];
+        if (*slot < 0 || (t->merges[*slot].left == left && t->merges[*slot].right == right)) return slot;
     }
-    return lo < t->merge_count && t->merges[lo].left == left && t->merges[lo].right == right ? &t->merges[lo] : NULL;
+}
+
+int esp_merge_index(esp_tokenizer *t)
+{
+    for (t->pair_room = 16; t->pair_room < 2 * t->merge_count; t->pair_room *= 2) {}
+    if (!(t->pairs = esp_malloc(t->pair_room * 4))) return ESP_EMEM;
+    memset(t->pairs, 0xff, (size_t)t->pair_room * 4);
+    for (int64_t i = 0; i < t->merge_count; i++) *pair_slot(t, t->merges[i].left, t->merges[i].right) = (int32_t)i;
+    return ESP_OK;
 }
 
 /* Puts the pair on the heap if it can merge. */
@@ -76,13 +82,13 @@ static void offer(merger *m, int64_t left, int64_t right)
     const symbol *l = &m->symbols[left], *r = &m->symbols[right];
     candidate c = {.left = left, .right = right, .bytes = l->bytes + r->bytes};
     if (m->t->merges) {
-        const merge_rule *rule = l->id >= 0 && r->id >= 0 ? rule_of(m->t, l->id, r->id) : NULL;
-        if (!rule) return;
-        c.cost = rule->rank;
-        c.whole = rule->whole;
+        int32_t rank = l->id >= 0 && r->id >= 0 ? *pair_slot(m->t, l->id, r->id) : -1;
+        if (rank < 0) return;
+        c.cost = rank;
+        c.whole = m->t->merges[rank].whole;
     } else {
         c.whole = esp_tokenizer_find(m->t, m->text + l->at, c.bytes);
-        if (c.whole < 0 || m->t->pieces[c.whole].type != PIECE_NORMAL) return;
+        if (c.whole < 0 || m->t->pieces[c.whole].type != ESP_PIECE_NORMAL) return;
         c.cost = -(double)m->t->pieces[c.whole].score;
     }
     push(m, c);
@@ -106,7 +112,7 @@ static int64_t cut(merger *m, int64_t bytes)
 static int put(esp_ids *out, const merger *m, const symbol *s)
 {
     const esp_tokenizer *t = m->t;
-    if (s->id >= 0 && t->pieces[s->id].type != PIECE_UNUSED) return esp_ids_push(out, s->id);
+    if (s->id >= 0 && t->pieces[s->id].type != ESP_PIECE_UNUSED) return esp_ids_push(out, s->id);
     for (int64_t i = 0; i < s->bytes; i++) {
         int32_t id = t->byte_id[(unsigned char)m->text[s->at + i]];
         if (id < 0) {

@@ -60,7 +60,7 @@ static int read_piece(esp_tokenizer *t, reader r)
     const char *text = "";
     int64_t bytes = 0;
     float score = 0;
-    int type = PIECE_NORMAL;
+    int type = ESP_PIECE_NORMAL;
     while (r.at < r.end) {
         TRY(next_field(&r, &f));
         if (f.number == 1 && f.bytes.at) text = (const char *)f.bytes.at, bytes = f.bytes.end - f.bytes.at;
@@ -68,15 +68,15 @@ static int read_piece(esp_tokenizer *t, reader r)
         else if (f.number == 3) type = (int)f.value;
     }
     if (!isfinite(score)) return esp_fail(ESP_EFORMAT, "%s: the score of piece %lld is not a finite number", r.path, (long long)t->count);
-    if (type < PIECE_NORMAL || type > PIECE_BYTE) return esp_fail(ESP_EFORMAT, "%s: piece %lld has the unknown type %d", r.path, (long long)t->count, type);
-    if (type == PIECE_BYTE) {
+    if (type < ESP_PIECE_NORMAL || type > ESP_PIECE_BYTE) return esp_fail(ESP_EFORMAT, "%s: piece %lld has the unknown type %d", r.path, (long long)t->count, type);
+    if (type == ESP_PIECE_BYTE) {
         unsigned b;
         char copy[8] = "";
         if (bytes == 6) memcpy(copy, text, 6);
         if (sscanf(copy, "<0x%02X>", &b) != 1) return esp_fail(ESP_EFORMAT, "%s: byte piece %lld is not written <0xNN>", r.path, (long long)t->count);
         t->byte_id[b] = (int32_t)t->count;
     }
-    if (type == PIECE_UNKNOWN) t->unk = (int32_t)t->count;
+    if (type == ESP_PIECE_UNKNOWN) t->unk = (int32_t)t->count;
     return esp_tokenizer_add(t, text, bytes, score, type);
 }
 
@@ -160,8 +160,8 @@ int esp_load_llama2c(esp_tokenizer *t, const char *data, int64_t bytes, int64_t 
         unsigned b;
         char copy[8] = "";
         if (length == 6) memcpy(copy, text, 6);
-        int type = id < 3 ? (id == 0 ? PIECE_UNKNOWN : PIECE_CONTROL) : sscanf(copy, "<0x%02X>", &b) == 1 ? PIECE_BYTE : PIECE_NORMAL;
-        if (type == PIECE_BYTE) t->byte_id[b] = (int32_t)id;
+        int type = id < 3 ? (id == 0 ? ESP_PIECE_UNKNOWN : ESP_PIECE_CONTROL) : sscanf(copy, "<0x%02X>", &b) == 1 ? ESP_PIECE_BYTE : ESP_PIECE_NORMAL;
+        if (type == ESP_PIECE_BYTE) t->byte_id[b] = (int32_t)id;
         TRY(esp_tokenizer_add(t, text, length, score, type));
         at += n;
     }

@@ -92,6 +92,7 @@ int esp_tokenizer_load(esp_tokenizer **out, const char *path, int64_t vocab)
     esp_tokenizer *t = esp_calloc(sizeof *t);
     int code = t ? ESP_OK : ESP_EMEM;
     if (t) {
+        t->pre = "";
         t->unk = t->bos = t->eos = t->pad = -1;
         for (int b = 0; b < 256; b++) t->byte_id[b] = -1;
         if (ends_with(path, ".json")) code = esp_load_tokenizer_json(t, data, bytes, path);
@@ -114,6 +115,7 @@ void esp_tokenizer_free(esp_tokenizer *t)
     esp_free(t->pieces);
     esp_free(t->map.slots);
     esp_free(t->merges);
+    esp_free(t->pairs);
     esp_free(t->added);
     esp_free(t);
 }
@@ -126,12 +128,24 @@ int esp_tokenizer_special(const esp_tokenizer *t, const char *name)
     return strcmp(name, "bos") == 0 ? t->bos : strcmp(name, "eos") == 0 ? t->eos : strcmp(name, "unk") == 0 ? t->unk : strcmp(name, "pad") == 0 ? t->pad : -1;
 }
 
-const char *esp_tokenizer_piece(const esp_tokenizer *t, int32_t id, int64_t *bytes)
+const char *esp_tokenizer_piece(const esp_tokenizer *t, int32_t id, int64_t *bytes, float *score, int *type)
 {
     if (id < 0 || id >= t->count) return NULL;
     *bytes = t->pieces[id].bytes;
+    if (score) *score = t->pieces[id].score;
+    if (type) *type = t->pieces[id].type;
     return piece_text(t, id);
 }
+
+int64_t esp_tokenizer_merges(const esp_tokenizer *t) { return t->merge_count; }
+
+void esp_tokenizer_merge(const esp_tokenizer *t, int64_t rank, int32_t *left, int32_t *right)
+{
+    *left = rank >= 0 && rank < t->merge_count ? t->merges[rank].left : -1;
+    *right = rank >= 0 && rank < t->merge_count ? t->merges[rank].right : -1;
+}
+
+const char *esp_tokenizer_pre(const esp_tokenizer *t) { return t->pre; }
 
 int32_t esp_tokenizer_id(const esp_tokenizer *t, const char *text, int64_t bytes)
 {
@@ -271,6 +285,15 @@ int esp_tokenizer_encode(int32_t **ids, int64_t *count, const esp_tokenizer *t, 
     return ESP_OK;
 }
 
+int esp_tokenizer_encode_into(int32_t *ids, int64_t room, int64_t *count, const esp_tokenizer *t, const char *text, int64_t bytes, int special)
+{
+    int32_t *all;
+    TRY(esp_tokenizer_encode(&all, count, t, text, bytes, special));
+    if (*count <= room) memcpy(ids, all, (size_t)*count * 4);
+    esp_free(all);
+    return *count <= room ? ESP_OK : esp_fail(ESP_ESHAPE, "tokenizer: the text has %lld ids, there is room for %lld", (long long)*count, (long long)room);
+}
+
 /* ---- ids to text ---- */
 
 static int is_added(const esp_tokenizer *t, int32_t id)
@@ -284,7 +307,7 @@ static int64_t spell(char *to, const esp_tokenizer *t, int32_t id)
 {
     const char *text = piece_text(t, id);
     int64_t n = t->pieces[id].bytes, used = 0;
-    if (t->pieces[id].type == PIECE_BYTE) {
+    if (t->pieces[id].type == ESP_PIECE_BYTE) {
         char hex[3] = {text[3], text[4], 0};
         *to = (char)strtol(hex, NULL, 16);
         return 1;
@@ -319,11 +342,11 @@ int esp_tokenizer_decode(char **text, int64_t *bytes, const esp_tokenizer *t, co
     char *out = esp_malloc(room);
     if (!out) return ESP_EMEM;
     for (int64_t i = 0; i < count; i++) {
-        if (!special && t->pieces[ids[i]].type == PIECE_CONTROL) continue;
+        if (!special && t->pieces[ids[i]].type == ESP_PIECE_CONTROL) continue;
         int64_t n = spell(out + used, t, ids[i]);
         /* The dummy prefix is not part of the text. */
-        if (first && used == 0 && t->dummy_prefix && n > 0 && out[0] == ' ' && t->pieces[ids[i]].type != PIECE_BYTE) memmove(out, out + 1, (size_t)--n);
-        if (n > 0 || t->pieces[ids[i]].bytes > 0) first = first && t->pieces[ids[i]].type == PIECE_CONTROL;
+        if (first && used == 0 && t->dummy_prefix && n > 0 && out[0] == ' ' && t->pieces[ids[i]].type != ESP_PIECE_BYTE) memmove(out, out + 1, (size_t)--n);
+        if (n > 0 || t->pieces[ids[i]].bytes > 0) first = first && t->pieces[ids[i]].type == ESP_PIECE_CONTROL;
         used += n;
     }
     out[used] = 0;

@@ -4,8 +4,6 @@
 
 #include "../base/base.h"
 
-enum piece_type { PIECE_NORMAL = 1, PIECE_UNKNOWN = 2, PIECE_CONTROL = 3, PIECE_USER = 4, PIECE_UNUSED = 5, PIECE_BYTE = 6 };
-
 typedef struct piece {
     int64_t at, bytes;                     /* in the text store */
     float score;
@@ -18,9 +16,9 @@ typedef struct esp_map {
     int64_t room;
 } esp_map;
 
-/* (left id, right id) -> rank and the id of both together. */
+/* Pieces left and right become the piece whole; its place in the list is its rank. */
 typedef struct merge_rule {
-    int32_t left, right, whole, rank;
+    int32_t left, right, whole;
 } merge_rule;
 
 typedef struct added_token {
@@ -33,13 +31,16 @@ enum { MOST_SPLITS = 8 };
 
 struct esp_tokenizer {
     const char *kind;
+    const char *pre;                       /* GGUF's name of the pre-tokenizer, or "" */
     char *text;                            /* all pieces, one after another */
     int64_t text_used, text_room;
     piece *pieces;
     int64_t count, room;
     esp_map map;
-    merge_rule *merges;                    /* sorted by (left, right); NULL: pieces merge by score */
+    merge_rule *merges;                    /* in the order of their ranks; NULL: pieces merge by score */
     int64_t merge_count;
+    int32_t *pairs;                        /* (left, right) -> rank, by open addressing; -1 is empty */
+    int64_t pair_room;
     added_token *added;
     int64_t added_count;
     int32_t byte_id[256];                  /* piece of each byte, or -1 */
@@ -64,6 +65,8 @@ typedef struct esp_ids {
 } esp_ids;
 int esp_ids_push(esp_ids *ids, int32_t id);
 
+/* Builds the map from pairs to ranks; of two equal pairs the later one counts. */
+int esp_merge_index(esp_tokenizer *t);
 /* Merges the symbols of a word and adds the ids of what is left (merge.c). */
 int esp_merge_word(esp_ids *out, const esp_tokenizer *t, const char *text, int64_t bytes);
 

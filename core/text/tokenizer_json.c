@@ -84,14 +84,14 @@ static int read_vocabulary(esp_tokenizer *t, const document *d, int64_t model, i
     if (!all) return ESP_EMEM;
     int code = ESP_OK;
     for (int64_t i = vocab + 1; code == ESP_OK && d->e[i].kind != ESP_JSON_OBJECT_END; i = d->after[i + 1], n++) {
-        all[n] = (numbered){.text = &d->e[i], .type = PIECE_NORMAL, .order = n};
+        all[n] = (numbered){.text = &d->e[i], .type = ESP_PIECE_NORMAL, .order = n};
         code = id_at(&all[n].id, d, i + 1, d->e[i].text);
     }
     for (int64_t i = added + 1; code == ESP_OK && added != NONE && d->e[i].kind == ESP_JSON_OBJECT; i = d->after[i], n++) {
         int64_t content = get(d, i, "content");
         if (kind_of(d, content) != ESP_JSON_STRING || d->e[content].bytes == 0) code = REFUSE("%s: an added token has no content", d->path);
         /* Added tokens come first among equals: the type of the entry in the vocabulary gives way. */
-        else all[n] = (numbered){.text = &d->e[content], .type = flag_of(d, i, "special", 0) ? PIECE_CONTROL : PIECE_USER, .order = -1};
+        else all[n] = (numbered){.text = &d->e[content], .type = flag_of(d, i, "special", 0) ? ESP_PIECE_CONTROL : ESP_PIECE_USER, .order = -1};
         if (code == ESP_OK) code = id_at(&all[n].id, d, get(d, i, "id"), d->e[content].text);
     }
     if (code == ESP_OK) qsort(all, (size_t)n, sizeof *all, by_id);
@@ -103,19 +103,11 @@ static int read_vocabulary(esp_tokenizer *t, const document *d, int64_t model, i
             continue;
         }
         if (all[i].id > t->count + 65536) code = REFUSE("%s: ids jump from %lld to %d", d->path, (long long)t->count, all[i].id);
-        while (code == ESP_OK && t->count < all[i].id) code = esp_tokenizer_add(t, "", 0, 0, PIECE_UNUSED);
+        while (code == ESP_OK && t->count < all[i].id) code = esp_tokenizer_add(t, "", 0, 0, ESP_PIECE_UNUSED);
         if (code == ESP_OK) code = esp_tokenizer_add(t, all[i].text->text, all[i].text->bytes, 0, all[i].type);
     }
     esp_free(all);
     return code == ESP_OK ? esp_tokenizer_index(t) : code;
-}
-
-static int by_pair(const void *a, const void *b)
-{
-    const merge_rule *x = a, *y = b;
-    if (x->left != y->left) return x->left < y->left ? -1 : 1;
-    if (x->right != y->right) return x->right < y->right ? -1 : 1;
-    return x->rank < y->rank ? -1 : x->rank > y->rank;
 }
 
 static int make_rule(esp_tokenizer *t, const document *d, const char *left, int64_t ln, const char *right, int64_t rn)
@@ -125,7 +117,7 @@ static int make_rule(esp_tokenizer *t, const document *d, const char *left, int6
     memcpy(both, left, (size_t)ln);
     memcpy(both + ln, right, (size_t)rn);
     int64_t rank = t->merge_count;
-    merge_rule r = {esp_tokenizer_find(t, left, ln), esp_tokenizer_find(t, right, rn), esp_tokenizer_find(t, both, ln + rn), (int32_t)rank};
+    merge_rule r = {esp_tokenizer_find(t, left, ln), esp_tokenizer_find(t, right, rn), esp_tokenizer_find(t, both, ln + rn)};
     esp_free(both);
     if (r.left < 0 || r.right < 0 || r.whole < 0) {
         return REFUSE("%s: merge %lld ('%.*s' and '%.*s') names a piece that is not in the vocabulary", d->path, (long long)rank, (int)ln, left, (int)rn, right);
@@ -151,8 +143,7 @@ static int read_merges(esp_tokenizer *t, const document *d, int64_t merges)
             return REFUSE("%s: merge %lld is neither a text nor a pair", d->path, (long long)t->merge_count);
         }
     }
-    qsort(t->merges, (size_t)t->merge_count, sizeof *t->merges, by_pair);
-    return ESP_OK;
+    return esp_merge_index(t);
 }
 
 static int read_added(esp_tokenizer *t, const document *d, int64_t added)
@@ -188,7 +179,7 @@ static int read_model(esp_tokenizer *t, const document *d, int64_t model, int64_
     for (int b = 0; b < 256; b++) {
         char name[] = {'<', '0', 'x', digits[b >> 4], digits[b & 15], '>'};
         t->byte_id[b] = esp_tokenizer_find(t, name, 6);
-        if (t->byte_id[b] >= 0) t->pieces[t->byte_id[b]].type = PIECE_BYTE;
+        if (t->byte_id[b] >= 0) t->pieces[t->byte_id[b]].type = ESP_PIECE_BYTE;
     }
     return ESP_OK;
 }

@@ -40,7 +40,7 @@ local function negative_is_nil(id)
 end
 
 --- Opens a tokenizer: a file, or a folder that holds one. opt.vocab: pieces of a llama2.c .bin.
--- tok.vocab, tok.kind; tok.bos, tok.eos, tok.unk: ids or nil; tok.add_bos: does the family begin texts with bos?
+-- tok.vocab, tok.kind; tok.bos, tok.eos, tok.unk, tok.pad: ids or nil; tok.add_bos: does the family begin texts with bos?
 function M.load(path, opt)
   local kind = file.kind(path)
   if not kind then fail("tokenizer: there is no '%s'", tostring(path)) end
@@ -50,12 +50,13 @@ function M.load(path, opt)
   local c = core.gc(out[0], C.esp_tokenizer_free)
   local t = setmetatable({ c = c, path = from, vocab = tonumber(C.esp_tokenizer_vocab(c)), kind = core.string(C.esp_tokenizer_kind(c)) }, Tokenizer)
   t.bos, t.eos = negative_is_nil(C.esp_tokenizer_special(c, "bos")), negative_is_nil(C.esp_tokenizer_special(c, "eos"))
-  t.unk = negative_is_nil(C.esp_tokenizer_special(c, "unk"))
+  t.unk, t.pad = negative_is_nil(C.esp_tokenizer_special(c, "unk")), negative_is_nil(C.esp_tokenizer_special(c, "pad"))
   t.add_bos = t.kind ~= "byte-level BPE" or t:id "<|begin_of_text|>" ~= nil
   local config_path = (from:match "^(.*)/[^/]*$" or ".") .. "/tokenizer_config.json"
   if file.kind(config_path) == "file" then
     local config = json.read(config_path)
     t.bos, t.eos = special_id(t, config, "bos_token") or t.bos, special_id(t, config, "eos_token") or t.eos
+    t.pad = special_id(t, config, "pad_token") or t.pad
     if type(config.add_bos_token) == "boolean" then t.add_bos = config.add_bos_token end
   end
   return t
@@ -90,13 +91,34 @@ end
 --- The piece of an id as it is stored, or nil.
 function Tokenizer:piece(id)
   local n = core.new "int64_t[1]"
-  local p = C.esp_tokenizer_piece(self.c, id, n)
+  local p = C.esp_tokenizer_piece(self.c, id, n, nil, nil)
   return p ~= nil and core.string(p, n[0]) or nil
 end
 
 --- The id of a piece, or nil.
 function Tokenizer:id(piece)
   return negative_is_nil(C.esp_tokenizer_id(self.c, piece, #piece))
+end
+
+--- All that another format stores of a tokenizer. model: "llama" (pieces merge by score, spaces are U+2581), "gpt2" (merges over the letters
+-- of bytes); pieces, scores and types: lists, entry id+1 is id's (types as GGUF counts them: 1 normal, 2 unknown, 3 control, 4 user defined,
+-- 5 unused, 6 byte); merges: texts "left right" by rank, empty where there are none; pre: GGUF's name of the way words are cut, nil where it has
+-- none; bos, eos, unk, pad: ids or nil; add_bos.
+function Tokenizer:vocabulary()
+  local c, pieces, scores, types, merges = self.c, {}, {}, {}, {}
+  local n, score, type_ = core.new "int64_t[1]", core.new "float[1]", core.new "int[1]"
+  for id = 0, self.vocab - 1 do
+    local p = C.esp_tokenizer_piece(c, id, n, score, type_)
+    pieces[id + 1], scores[id + 1], types[id + 1] = core.string(p, n[0]), score[0], type_[0]
+  end
+  local left, right = core.new "int32_t[1]", core.new "int32_t[1]"
+  for rank = 0, tonumber(C.esp_tokenizer_merges(c)) - 1 do
+    C.esp_tokenizer_merge(c, rank, left, right)
+    merges[rank + 1] = pieces[left[0] + 1] .. " " .. pieces[right[0] + 1]
+  end
+  local pre = core.string(C.esp_tokenizer_pre(c))
+  return { model = self.kind == "byte-level BPE" and "gpt2" or "llama", pieces = pieces, scores = scores, types = types, merges = merges,
+    pre = pre ~= "" and pre or nil, bos = self.bos, eos = self.eos, unk = self.unk, pad = self.pad, add_bos = self.add_bos }
 end
 
 --- The files that make this tokenizer: copied when a model is saved.

@@ -45,6 +45,26 @@ t.test("llama2.c .bin and sentencepiece .model agree", function()
   t.equal(a:decode(a:encode "Tim & Léa said \"hi\" 42 times."), "Tim & Léa said \"hi\" 42 times.")
 end)
 
+t.test("a tokenizer tells what another format needs of it", function()
+  local v = esp.tokenizer.load(t.shared "data/tokenizers/gpt2/hf_tokenizer.json"):vocabulary()
+  t.equal({ v.model, #v.pieces, #v.scores, #v.types, #v.merges }, { "gpt2", 50257, 50257, 50257, 50000 })
+  t.equal({ v.merges[1], v.merges[50000] }, { "Ġ t", "Ġg azed" })
+  t.equal({ v.pieces[50257], v.types[50257], v.types[1] }, { "<|endoftext|>", 3, 1 })
+  v = esp.tokenizer.load(t.shared "data/tokenizers/llama2/tokenizer.model"):vocabulary()
+  t.equal({ v.model, #v.merges, v.bos, v.eos, v.unk, v.pad }, { "llama", 0, 1, 2, 0, nil })
+  t.equal({ v.types[1], v.types[2], v.types[4], v.types[260], v.pieces[4], v.pieces[260], v.scores[261] }, { 2, 3, 6, 1, "<0x00>", "▁▁", -1 })
+end)
+
+t.test("ids go into the caller's buffer, or it is told how many there are", function()
+  local core = esp.ffi
+  local tok = esp.tokenizer.load(t.shared "data/tokenizers/gpt2/hf_tokenizer.json")
+  local ids, n = core.new "int32_t[4]", core.new "int64_t[1]"
+  core.try(core.C.esp_tokenizer_encode_into(ids, 4, n, tok.c, "Hello World!", 12, 0))
+  t.equal({ tonumber(n[0]), ids[0], ids[1], ids[2], ids[3] }, { 3, 15496, 2159, 0, 0 })
+  t.fails("has 3 ids, there is room for 2", function() core.try(core.C.esp_tokenizer_encode_into(ids, 2, n, tok.c, "Hello World!", 12, 0)) end)
+  t.equal(tonumber(n[0]), 3)
+end)
+
 t.test("damaged tokenizers are refused in one sentence", function()
   local dir = t.folder()
   local function refused(name, content, part)
