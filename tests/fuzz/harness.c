@@ -1,7 +1,7 @@
 /* libFuzzer over every parser: an input becomes a file, and tests/fuzz/targets.lua opens it as a user would.
  *
  * A finding is whatever the sanitizers or the time limit report, and here: a Lua error that is no sentence of ours but a slip of the code, or
- * memory beyond eight times the input + 16 MiB. The target's name comes in ESPALIER_FUZZ. */
+ * memory beyond eight times the input + 16 MiB. ESPALIER_FUZZ names the target, ESPALIER_FUZZ_FOLDER the folder in which the file is written. */
 #include <lauxlib.h>
 #include <lua.h>
 #include <lualib.h>
@@ -11,7 +11,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 
 int LLVMFuzzerInitialize(int *argc, char ***argv);
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
@@ -49,18 +48,11 @@ static void must(int status)
     if (status != 0) finding("tests/fuzz/targets.lua", lua_tostring(L, -1));
 }
 
-static void remove_folder(void)
-{
-    unlink(path);
-    *strrchr(path, '/') = 0;
-    rmdir(path);
-}
-
 int LLVMFuzzerInitialize(int *argc, char ***argv)
 {
     (void)argc, (void)argv;
-    const char *target = getenv("ESPALIER_FUZZ");
-    if (!target) finding("ESPALIER_FUZZ", "want the name of a target of tests/fuzz/targets.lua");
+    const char *target = getenv("ESPALIER_FUZZ"), *folder = getenv("ESPALIER_FUZZ_FOLDER");
+    if (!target || !folder) finding("ESPALIER_FUZZ, ESPALIER_FUZZ_FOLDER", "want the name of a target, and a folder to work in");
     L = luaL_newstate();
     luaL_openlibs(L);
     must(luaL_loadfile(L, "tests/fuzz/targets.lua") || lua_pcall(L, 0, 1, 0));
@@ -68,15 +60,9 @@ int LLVMFuzzerInitialize(int *argc, char ***argv)
     if (!lua_istable(L, -1)) finding(target, "no such target in tests/fuzz/targets.lua");
     lua_getfield(L, -1, "file");
     const char *name = lua_tostring(L, -1);
-    snprintf(path, sizeof path, "/dev/shm/espalier-fuzz-%d", (int)getpid());
-    char make[4200];
-    snprintf(make, sizeof make, "mkdir -p %s", path);
-    if (system(make) != 0) finding("cannot make", path);
-    strncat(path, "/", sizeof path - strlen(path) - 1);
-    strncat(path, name ? name : "input", sizeof path - strlen(path) - 1);
+    snprintf(path, sizeof path, "%s/%s", folder, name);
     lua_pop(L, 1);
     lua_getfield(L, -1, "open");
-    atexit(remove_folder);
     __sanitizer_install_malloc_and_free_hooks(on_malloc, on_free);
     return 0;
 }

@@ -28,15 +28,18 @@ local function prepare(name)
   return corpus
 end
 
+-- Inputs are files of a moment: in memory where the system has such a folder.
+local memory = file.kind "/dev/shm" and "/dev/shm" or folder
 local findings, cases = 0, 0
 for _, name in ipairs(names) do
   local corpus, log = prepare(name), file.join(folder, name .. ".log")
   file.remove(log)
-  local have = #file.list(corpus)
-  local child = process.start({ "/usr/bin/env", "ESPALIER_FUZZ=" .. name, "ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1", harness,
+  local have, work = #file.list(corpus), file.make(memory .. "/espalier-fuzz-" .. process.id())
+  local child = process.start({ "/usr/bin/env", "ESPALIER_FUZZ=" .. name, "ESPALIER_FUZZ_FOLDER=" .. work, "ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1", harness,
     "-runs=" .. have + runs, "-seed=1", "-timeout=5", "-rss_limit_mb=4096", "-max_len=4096", "-artifact_prefix=" .. folder .. "/" .. name .. "-",
     corpus }, log)
   local code, said = child:wait(), file.read(log)
+  file.remove(work)
   local done = tonumber(said:match "Done (%d+) runs") or 0
   cases = cases + done
   if code ~= 0 then findings = findings + 1 end

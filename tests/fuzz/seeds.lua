@@ -124,6 +124,35 @@ function M.tokenizer_json()
       .. '"invert":false},"added_tokens":[],"normalizer":null,"decoder":null,"post_processor":null}', "{}" }
 end
 
+function M.megatron()
+  local function idx(version, dtype, lengths, documents)
+    local parts, at = { "MMIDIDX\0\0", u64(version), string.char(dtype), u64(#lengths), u64(#documents) }, 0
+    for _, n in ipairs(lengths) do parts[#parts + 1] = u32(n) end
+    for _, n in ipairs(lengths) do
+      parts[#parts + 1] = u64(at)
+      at = at + 2 * n
+    end
+    for _, n in ipairs(documents) do parts[#parts + 1] = u64(n) end
+    return table.concat(parts)
+  end
+  local good = idx(1, 8, { 3, 4 }, { 0, 1, 2 })
+  return { good, idx(1, 8, { 7 }, { 0, 1 }), idx(1, 8, { 7, 0 }, { 0, 2 }), idx(2, 8, { 7 }, { 0, 1 }), idx(1, 6, { 7 }, { 0, 1 }),
+    idx(1, 8, { 2 ^ 31, 7 }, { 0, 1, 2 }), idx(1, 8, { 3, 4 }, { 0, 2, 1 }), good:sub(1, 34), good .. "x",
+    good:sub(1, 18) .. string.rep("\255", 16) }
+end
+
+function M.jsonl()
+  return { '{"a":{"text":"one two"}}\n{"a":{"text":"three"}}\n', '{"a":{"text":""}}\n\n{"a":{"text":"x"}}', '{"a":{"text":1}}', '{"a":1}', "{}",
+    "[]", "\n\n", '{"a":{"text":"\\ud83d\\ude00"}}\r\n', '{"a":{"text":"' .. string.rep("x", 2000) .. '"}}',
+    '{"a":{"text":"\255"}}', '{"a":{"text":"cut' }
+end
+
+function M.jsonl_messages()
+  return { '{"messages":[{"role":"user","content":"one"},{"role":"assistant","content":"two"}]}\n', '{"messages":[]}', '{"messages":[{"role":"x"}]}',
+    '{"messages":[{"role":"user","content":null}]}', '{"messages":{"role":"user"}}', '{"messages":[[]]}',
+    '{"messages":[{"role":"system","content":"a"},' .. '{"role":"user","content":"b"},{"role":"assistant","content":""}]}' }
+end
+
 -- Protocol buffers: field number and wire type in one byte, then the value.
 local function field(n, wire, value) return string.char(n * 8 + wire) .. value end
 local function bytes(n, text) return field(n, 2, string.char(#text) .. text) end

@@ -46,9 +46,42 @@ end }
 
 targets.llama2c = { file = "model.bin", open = function(path) esp.load(path) end }
 
+-- The ids beside the index: seven of u16.
+targets.megatron = { file = "corpus.idx", open = function(path)
+  file.write((path:gsub("idx$", "bin")), string.rep("\1\0", 7))
+  local data = esp.data.open(path, { seq = 4 })
+  if data:rows() > 0 then data:batch(0, 1) end
+end }
+
+local words
+-- A tokenizer of 256 bytes, made once.
+local function byte_tokenizer(dir)
+  if not words then
+    local vocab = {}
+    for b = 0, 255 do vocab[string.format("<0x%02X>", b)] = b end
+    local model = { type = "BPE", byte_fallback = true, vocab = vocab, merges = esp.io.json.array() }
+    file.write(dir .. "/tokenizer.json",
+      esp.io.json.encode { model = model, added_tokens = esp.io.json.array(), decoder = { type = "ByteFallback" } })
+    words = esp.tokenizer.load(dir .. "/tokenizer.json")
+  end
+  return words
+end
+
+local function jsonl(opt)
+  return { file = "corpus.jsonl", open = function(path)
+    opt.tokenizer, opt.seq = byte_tokenizer(path:match "^(.*)/"), 16
+    local data = esp.data.open(path, opt)
+    if data:rows() > 0 then data:batch(0, 1) end
+  end }
+end
+
+targets.jsonl = jsonl { field = "a.text" }
+targets.jsonl_messages = jsonl { messages = "messages", template = "chatml" }
+
 local function tokenizer(name, vocab)
   return { file = name, open = function(path)
     local tok = esp.tokenizer.load(path, { vocab = vocab })
+    tok:decode(tok:encode "abcab")
     local ids = tok:encode("Once upon a time, 12 caf\195\169s \240\159\153\130 <s> ", { special = true })
     tok:decode(ids)
   end }
