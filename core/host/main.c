@@ -8,6 +8,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/time.h>
 #include <unistd.h>
 
 #include <editline/readline.h>
@@ -19,18 +20,19 @@ static lua_State *state;
 /* ---- Ctrl-C: the first asks kernels and loops to stop, the second leaves at once ---- */
 
 /* While a training loop runs, the first Ctrl-C is only noted: the loop ends its step, saves, and stops by itself. */
-static volatile sig_atomic_t gentle, asked;
+static volatile sig_atomic_t gentle, asked, watching;
 
 static void stop_hook(lua_State *L, lua_Debug *where)
 {
     (void)where;
     lua_sethook(L, NULL, 0, 0);
+    watching = 0;
     luaJIT_profile_stop(state);
     luaL_error(L, "interrupted");
 }
 
-/* Compiled code never looks at debug hooks. The profiler's timer makes it leave for the interpreter, which does. */
-static void on_timer(void *data, lua_State *L, int samples, int vmstate)
+/* Compiled code never looks at debug hooks. A signal of the profiler makes it leave for the interpreter, which calls this, and does. */
+static void on_profile(void *data, lua_State *L, int samples, int vmstate)
 {
     (void)data, (void)samples, (void)vmstate;
     if (esp_interrupted()) lua_sethook(L, stop_hook, LUA_MASKCALL | LUA_MASKRET | LUA_MASKCOUNT, 1);
@@ -44,17 +46,25 @@ static void on_interrupt(int number)
         return;
     }
     esp_interrupt();
+    if (watching) raise(SIGPROF);
     lua_sethook(state, stop_hook, LUA_MASKCALL | LUA_MASKRET | LUA_MASKCOUNT, 1);
 }
 
-/* watch(on): looks for an interrupt while Lua runs. */
+/* watch(on): looks for an interrupt while Lua runs.
+ *
+ * The profiler is on, so that compiled loops hold its check ("l": without it they hold none), but its timer is not: a tick that falls into
+ * LuaJIT's own change of its dispatch table leaves the two at odds, and a loop then enters and leaves its code for ever. The signal comes
+ * from on_interrupt alone. */
 static int watch(lua_State *L)
 {
     if (lua_toboolean(L, 1)) {
+        struct itimerval never = {{0, 0}, {0, 0}};
         esp_interrupt_clear();
-        /* "l": without it traces hold no check at all, and a compiled loop would never leave. */
-        luaJIT_profile_start(L, "li10", on_timer, NULL);
+        luaJIT_profile_start(L, "li1000", on_profile, NULL);
+        setitimer(ITIMER_PROF, &never, NULL);
+        watching = 1;
     } else {
+        watching = 0;
         luaJIT_profile_stop(L);
         lua_sethook(L, NULL, 0, 0);
     }
