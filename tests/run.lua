@@ -18,6 +18,9 @@ local passed, failed, skipped = 0, 0, 0
 local folders = {}
 local t = { root = root }
 
+-- A line at a time, also into a file: what hangs can be seen.
+io.stdout:setvbuf "line"
+
 local SKIP = {}
 
 local function show(v)

@@ -36,8 +36,8 @@ for _, name in ipairs(names) do
   file.remove(log)
   local have, work = #file.list(corpus), file.make(memory .. "/espalier-fuzz-" .. process.id())
   local child = process.start({ "/usr/bin/env", "ESPALIER_FUZZ=" .. name, "ESPALIER_FUZZ_FOLDER=" .. work,
-    "ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1", harness, "-runs=" .. have + runs, "-seed=1", "-timeout=5", "-rss_limit_mb=4096", "-max_len=4096", "-artifact_prefix=" .. folder .. "/" .. name .. "-",
-    corpus }, log)
+    "ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1", harness, "-runs=" .. have + runs, "-seed=1", "-timeout=5", "-rss_limit_mb=4096",
+    "-max_len=4096", "-artifact_prefix=" .. folder .. "/" .. name .. "-", corpus }, log)
   local code, said = child:wait(), file.read(log)
   file.remove(work)
   local done = tonumber(said:match "Done (%d+) runs") or 0
