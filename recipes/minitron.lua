@@ -9,7 +9,11 @@ local esp = require "espalier"
 
 local opt = esp.options(..., {
   teacher = { "path", required = true, help = "Hugging Face folder, its name in the local cache, or a llama2.c .bin" },
-  data = { "path", required = true, help = "a .txt, a .jsonl, or a folder of them" },
+  data = { "path", required = true, help = "a .txt, a .jsonl, a folder of them, a token file (.h5) or a Megatron pair (.bin)" },
+  field = { "string", help = "of a .jsonl: where the text is (text)" },
+  prompt = { "string", help = "of a .jsonl: the prompt, on which no loss counts; with completion=" },
+  completion = { "string", help = "of a .jsonl: what follows the prompt" },
+  messages = { "string", help = "of a .jsonl: a list of { role, content }; the loss counts on the assistant's" },
   hidden = { "int", help = "embedding channels to keep" },
   ffn = { "int", help = "neurons of each MLP to keep" },
   heads = { "int", help = "attention heads of each layer to keep" },
@@ -34,7 +38,8 @@ print(esp.plan(opt.teacher, sizes))
 print()
 
 local teacher = esp.load(opt.teacher)
-local data = esp.data.open(opt.data, { seq = opt.seq, tokenizer = teacher:tok() }):split { held_out = opt.held_out }
+local data = esp.data.open(opt.data, { seq = opt.seq, tokenizer = teacher:tok(), field = opt.field, prompt = opt.prompt, completion = opt.completion,
+  messages = opt.messages }):split { held_out = opt.held_out }
 
 esp.io.file.make(opt.out)
 local scores_file = opt.out .. "/statistics.h5"

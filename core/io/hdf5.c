@@ -42,19 +42,25 @@ static void begin(void)
     H5Eset_auto2(H5E_DEFAULT, NULL, NULL);
 }
 
+enum { REASON = 400 };
+
 static herr_t deepest(unsigned n, const H5E_error2_t *e, void *text)
 {
     (void)n;
-    snprintf(text, 200, "%s", e->desc ? e->desc : "no reason given");
+    snprintf(text, REASON, "%s", e->desc ? e->desc : "no reason given");
     return 0;
 }
 
 static int h5_fail(const char *what, const char *path, const char *name)
 {
-    char reason[200] = "no reason given";
-    H5Ewalk2(H5E_DEFAULT, H5E_WALK_UPWARD, deepest, reason);
+    char reason[REASON] = "no reason given";
+    H5Ewalk2(H5E_DEFAULT, H5E_WALK_DOWNWARD, deepest, reason);
     H5Eclear2(H5E_DEFAULT);
-    return esp_fail(ESP_EIO, "%s %s%s%s: HDF5: %s", what, path, name ? ": " : "", name ? name : "", reason);
+    /* Of what the system refused it tells time, addresses and sizes; the system's own word is inside. */
+    char *said = strstr(reason, "error message = '");
+    said = said ? said + strlen("error message = '") : reason;
+    said[strcspn(said, said == reason ? "\n" : "'\n")] = 0;
+    return esp_fail(ESP_EIO, "%s %s%s%s: HDF5: %s", what, path, name ? ": " : "", name ? name : "", said);
 }
 
 static hid_t access_list(void)
@@ -83,8 +89,13 @@ int esp_h5_create(esp_h5 **out, const char *path)
         free_file(f);
         return ESP_EMEM;
     }
-    hid_t list = access_list();
-    f->file = H5Fcreate(f->temporary, H5F_ACC_TRUNC, H5P_DEFAULT, list);
+    hid_t list = access_list(), root = H5Pcreate(H5P_FILE_CREATE);
+    /* Attributes stay in the header, which has a checksum: beyond eight HDF5 would move them to where none is. No times: the same content makes
+     * the same bytes. */
+    H5Pset_attr_phase_change(root, 64, 32);
+    H5Pset_obj_track_times(root, 0);
+    f->file = H5Fcreate(f->temporary, H5F_ACC_TRUNC, root, list);
+    H5Pclose(root);
     H5Pclose(list);
     if (f->file < 0) {
         int code = h5_fail("cannot write", path, NULL);
@@ -405,6 +416,7 @@ static hid_t create_growing(const esp_h5 *f, const char *name, hid_t type)
     hid_t space = H5Screate_simple(1, &none, &limit), how = H5Pcreate(H5P_DATASET_CREATE);
     H5Pset_chunk(how, 1, &chunk);
     H5Pset_fletcher32(how);
+    H5Pset_obj_track_times(how, 0);
     H5Pset_fill_time(how, H5D_FILL_TIME_NEVER);
     hid_t set = H5Dcreate2(f->file, name, type, space, H5P_DEFAULT, how, H5P_DEFAULT);
     H5Pclose(how);
@@ -511,6 +523,7 @@ int esp_h5_describe(esp_h5 *f, const char *name, int *ndim, int64_t *shape, char
 
 /* ---- attributes of the file ---- */
 
+/* Of fixed length, which lie in the header of the file and under its checksum; texts of variable length would not. */
 int esp_h5_set_text(esp_h5 *f, const char *name, const char *text)
 {
     return put_attribute(f->file, name, text) ? ESP_OK : h5_fail("cannot write", f->path, name);

@@ -6,6 +6,7 @@ local usage = [[
 espalier recipe.lua [name=value ...]   run a recipe ('espalier help recipe.lua' lists its options)
 espalier plan MODEL [name=value ...]   what a model has, and what would be left of it
 espalier show FILE                     what is in a safetensors, GGUF, HDF5 or JSON file, or a model folder
+espalier tokenize INPUT .. out=F.h5    text, JSONL or Megatron pairs into a token file; needs tokenizer=MODEL
 espalier help [NAME]                   about a function, a verb or a recipe
 espalier -e 'lua'                      one line; esp is there
 espalier                               a prompt]]
@@ -48,6 +49,10 @@ end
 function verbs.show(args)
   if not args[2] then require "espalier.fail"("show: name a file or a folder") end
   print(require("espalier.cli.show").file(args[2]))
+end
+
+function verbs.tokenize(args)
+  require("espalier.cli.tokenize").run { unpack(args, 2) }
 end
 
 function verbs.version()

@@ -68,11 +68,12 @@ local function gguf_file(path)
 end
 
 local function hdf5_file(path)
-  local f = require("espalier.io.hdf5").open(path)
-  return tensor_lines({}, f.names, function(name)
-    local t = f:tensor(name)
-    return t.shape, t.dtype
-  end)
+  local f, lines = require("espalier.io.hdf5").open(path), {}
+  for _, key in ipairs { "format", "tokenizer", "tokenizer_hash", "vocab", "bos", "eos", "rule", "source" } do
+    local value = f:attribute(key)
+    if value then lines[#lines + 1] = key .. ": " .. value end
+  end
+  return tensor_lines(lines, f.names, function(name) return f:describe(name) end)
 end
 
 local function json_file(path)

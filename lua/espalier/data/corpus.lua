@@ -1,7 +1,8 @@
 --- Documents as ids, wherever they are: in memory (from text, or given as rows), in our HDF5 files, in Megatron's pairs.
 --
 -- A corpus has: documents (count), vocab or nil, masked (does it say which tokens the loss counts?), hash_of ("text" or "ids": what its hashes
--- are of), bos, eos (ids that its documents begin and end with, or nil); c:offsets() double[documents + 1], c:hashes() uint64_t[documents],
+-- are of), tokenised (were its ids made by a tokenizer that a model may have?), bos, eos (ids around its documents, or nil);
+-- c:offsets() double[documents + 1], c:hashes() uint64_t[documents],
 -- c:read(at, n, ids), c:read_counted(at, n, bytes), c:bind(tok), c:describe().
 
 local core = require "espalier.ffi"
@@ -126,7 +127,7 @@ local function no_texts() fail("esp.data: it holds ids, no texts") end
 
 -- ---- Megatron ----
 
-local Megatron = { masked = false, hash_of = "ids", each_text = no_texts, is_text = function() return false end }
+local Megatron = { masked = false, hash_of = "ids", tokenised = true, each_text = no_texts, is_text = function() return false end }
 Megatron.__index = Megatron
 
 --- PREFIX.bin and PREFIX.idx by either name or the prefix; nil where path names no such pair.
@@ -143,6 +144,9 @@ function M.megatron(path)
   core.try(C.esp_megatron_open(out, bin, idx))
   local c = core.gc(out[0], C.esp_megatron_close)
   local self = setmetatable({ c = c, path = bin, documents = tonumber(C.esp_megatron_documents(c)), ends = growing "f64" }, Megatron)
+  local dtype = core.string(C.esp_megatron_dtype(c))
+  -- Ids of more than 16 bits may be in it.
+  self.wide = dtype == "int32" or dtype == "int64"
   self.ends:reserve(self.documents + 1)
   C.esp_megatron_offsets(c, self.ends.p)
   return self
@@ -161,7 +165,7 @@ end
 
 -- ---- HDF5 ----
 
-local Hdf5 = { each_text = no_texts, is_text = function() return false end }
+local Hdf5 = { tokenised = true, each_text = no_texts, is_text = function() return false end }
 Hdf5.__index = Hdf5
 
 local function check_offsets(self, tokens)

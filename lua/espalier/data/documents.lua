@@ -156,7 +156,7 @@ end
 function Data:tokenizer_of(model)
   if self.tokenizer then return self.tokenizer end
   if self.corpus:is_text() then return model:tok() end
-  if not self.corpus.tokenizer_hash then return nil end
+  if not self.corpus.tokenised then return nil end
   local ok, tok = pcall(model.tok, model)
   return ok and tok or nil
 end

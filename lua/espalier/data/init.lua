@@ -68,6 +68,8 @@ function M.open(path, opt)
   return open_one(path, checked)
 end
 
+M.tokenize = require("espalier.data.tokenize").tokenize
+
 --- Data of rows that are ids already: an i32 tensor [rows, tokens] or a table of rows; each is a document of its own.
 function M.of(rows)
   if tensor.is(rows) then rows = rows:table() end
