@@ -105,11 +105,14 @@ int64_t esp_dtype_size(int dtype);                   /* bytes of an element; -1 
 /* yes = 1 if no element of a dense float tensor is NaN or infinite. */
 int esp_tensor_finite(int *yes, const esp_tensor *t);
 
+/* f of gate(): x sigmoid(x); x/2 (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))); max(x, 0)^2 */
+enum esp_activation { ESP_SILU = 0, ESP_GELU_TANH = 1, ESP_RELU2 = 2 };
+
 /* ---- operations -------------------------------------------------------------------------------------------------------
  *
  * One list: name, parameters. It expands to the prototypes esp_NAME, to the table type of a backend, and to each backend's table.
  * "rows" below means: last dimension dense, the others collapse to one row stride (a prefix slice of a dense tensor does).
- * Float tensors are f32 unless the comment says more; "w" of linear, embedding and rmsnorm may be bf16 (arithmetic stays f32).
+ * Float tensors are f32 unless the comment says more; weights ("w", "b") of linear, bias, embedding and norms may be bf16 (arithmetic stays f32).
  * Outputs must not overlap inputs unless the comment allows it.
  */
 #define ESP_OPS(X) \
@@ -137,33 +140,47 @@ int esp_tensor_finite(int *yes, const esp_tensor *t);
     X(linear_dw, (esp_tensor *dw, const esp_tensor *dy, const esp_tensor *x)) \
     X(linear_dw_acc, (esp_tensor *dw, const esp_tensor *dy, const esp_tensor *x)) \
     \
-    /* -- norm.c -- */ \
-    /* y[N,C] = x[N,C] * rstd[N] * w[C], rstd = 1/sqrt(mean(x^2) + eps); rstd (or NULL) is kept for backward */ \
-    X(rmsnorm, (esp_tensor *y, esp_tensor *rstd, const esp_tensor *x, const esp_tensor *w, double eps)) \
+    /* y[N,O] = x[N,O] + b[O]; y may be x (bias.c) */ \
+    X(bias, (esp_tensor *y, const esp_tensor *x, const esp_tensor *b)) \
+    \
+    /* -- rmsnorm.c, layernorm.c: offset is added to w: 0, or 1 where the weight is stored as what it differs from 1 -- */ \
+    /* y[N,C] = x[N,C] * rstd[N] * (w[C] + offset), rstd = 1/sqrt(mean(x^2) + eps); rstd (or NULL) is kept for backward */ \
+    X(rmsnorm, (esp_tensor *y, esp_tensor *rstd, const esp_tensor *x, const esp_tensor *w, double eps, double offset)) \
     /* dx[N,C], dw[C] from dy[N,C]; dw may be NULL */ \
     X(rmsnorm_backward, (esp_tensor *dx, esp_tensor *dw, const esp_tensor *dy, const esp_tensor *x, const esp_tensor *w, \
-                         const esp_tensor *rstd)) \
+                         const esp_tensor *rstd, double offset)) \
+    /* y[N,C] = (x[N,C] - mean[N]) * rstd[N] * (w[C] + offset) + b[C], rstd = 1/sqrt(variance + eps); mean and rstd, or both NULL, are kept */ \
+    X(layernorm, (esp_tensor *y, esp_tensor *mean, esp_tensor *rstd, const esp_tensor *x, const esp_tensor *w, const esp_tensor *b, double eps, \
+                  double offset)) \
+    /* dx[N,C], dw[C], db[C] from dy[N,C]; dw and db may both be NULL */ \
+    X(layernorm_backward, (esp_tensor *dx, esp_tensor *dw, esp_tensor *db, const esp_tensor *dy, const esp_tensor *x, const esp_tensor *w, \
+                           const esp_tensor *mean, const esp_tensor *rstd, double offset)) \
     \
     /* -- rope.c: rotary embedding, rotate-half order (channel c turns with c + D/2) -- */ \
     /* (rope and attention: last dimension dense, any strides before it) \
-     * y[B,T,H,D] = x turned by the angles of table rows 0..T-1: cos, sin [>=T, D/2]; inverse = 1 turns back (the gradient). y may be x */ \
+     * y[B,T,H,D] = x, of whose channels the first R turn by the angles of table rows 0..T-1: cos, sin [>=T, R/2], R <= D; inverse = 1 turns \
+     * back (the gradient). y may be x */ \
     X(rope, (esp_tensor *y, const esp_tensor *x, const esp_tensor *cos, const esp_tensor *sin, int inverse)) \
     \
     /* -- attention.c: causal attention with grouped queries, tiled with online softmax; no [T,T] matrix is kept -- */ \
     /* o[B,T,H,D], lse[B,H,T] from q[B,T,H,D], k and v[B,S,G,D], S >= T: query t stands at position S-T+t and sees keys j with \
      * first[b,t] <= j <= S-T+t; first i32 [B,T] or NULL (0): where the document of the query begins. Head h reads group h/(H/G). \
-     * lse may be NULL. scale multiplies q.k */ \
+     * lse may be NULL. scale multiplies q.k; where cap is not 0 the score is then cap * tanh(score / cap) (2408.00118) */ \
     X(attention, (esp_tensor *o, esp_tensor *lse, const esp_tensor *q, const esp_tensor *k, const esp_tensor *v, \
-                  const esp_tensor *first, double scale)) \
+                  const esp_tensor *first, double scale, double cap)) \
     /* dq, dk, dv from dout and what forward read and wrote; probabilities are computed again tile by tile. S = T */ \
     X(attention_backward, (esp_tensor *dq, esp_tensor *dk, esp_tensor *dv, const esp_tensor *dout, const esp_tensor *q, \
                            const esp_tensor *k, const esp_tensor *v, const esp_tensor *o, const esp_tensor *lse, \
-                           const esp_tensor *first, double scale)) \
+                           const esp_tensor *first, double scale, double cap)) \
     \
-    /* -- activation.c: rows -- */ \
-    /* y = silu(gate) * up, silu(x) = x / (1 + exp(-x)) */ \
-    X(silu_gate, (esp_tensor *y, const esp_tensor *gate, const esp_tensor *up)) \
-    X(silu_gate_backward, (esp_tensor *dgate, esp_tensor *dup, const esp_tensor *dy, const esp_tensor *gate, const esp_tensor *up)) \
+    /* -- activation.c: rows; kind is one of esp_activation -- */ \
+    /* y = f(gate) * up; f(gate) where up is NULL */ \
+    X(gate, (esp_tensor *y, const esp_tensor *gate, const esp_tensor *up, int kind)) \
+    /* dup and up: both or neither */ \
+    X(gate_backward, (esp_tensor *dgate, esp_tensor *dup, const esp_tensor *dy, const esp_tensor *gate, const esp_tensor *up, int kind)) \
+    /* y = cap * tanh(x / cap), y may be x; dx = dy * (1 - (y / cap)^2), dx may be dy (softcap.c) */ \
+    X(softcap, (esp_tensor *y, const esp_tensor *x, double cap)) \
+    X(softcap_backward, (esp_tensor *dx, const esp_tensor *dy, const esp_tensor *y, double cap)) \
     \
     /* -- embedding.c: ids i32 [..], y [..,C] rows, w [V,C]; an id outside 0..V-1 is an error that names it -- */ \
     X(embedding, (esp_tensor *y, const esp_tensor *w, const esp_tensor *ids)) \

@@ -53,4 +53,39 @@ static inline float esp_silu_slope(float x)
     return s * (1.0f + x * (1.0f - s));
 }
 
+/* tanh(x) within 3 units in the last place (Cephes tanhf): a polynomial near 0, where 1 - 2/(exp(2x) + 1) would cancel; NaN stays NaN. */
+static inline float esp_tanhf(float x)
+{
+    float z = x * x;
+    float p = -5.70498872745e-3f;
+    p = p * z + 2.06390887954e-2f;
+    p = p * z - 5.37397155531e-2f;
+    p = p * z + 1.33314422036e-1f;
+    p = p * z - 3.33332819422e-1f;
+    float near = p * z * x + x;
+    float far = 1.0f - 2.0f / (esp_expf(2.0f * x) + 1.0f);
+    return z < 0.390625f ? near : far;
+}
+
+/* gelu(x) = x/2 (1 + tanh(u)), u = sqrt(2/pi) (x + 0.044715 x^3) (1606.08415), which is x sigmoid(2u); and its derivative */
+static inline float esp_gelu_tanh(float x)
+{
+    return x * esp_sigmoid(1.5957691216057308f * x * (1.0f + 0.044715f * x * x));
+}
+static inline float esp_gelu_tanh_slope(float x)
+{
+    float s = esp_sigmoid(1.5957691216057308f * x * (1.0f + 0.044715f * x * x));
+    return s + x * s * (1.0f - s) * 1.5957691216057308f * (1.0f + 0.134145f * x * x);
+}
+
+/* relu(x)^2 (2109.08668), and its derivative */
+static inline float esp_relu2(float x)
+{
+    return x < 0.0f ? 0.0f : x * x;
+}
+static inline float esp_relu2_slope(float x)
+{
+    return x < 0.0f ? 0.0f : 2.0f * x;
+}
+
 #endif

@@ -16,7 +16,7 @@ typedef struct attention_args {
     float *lse;                           /* [B,H,T] or NULL */
     const int32_t *first;                 /* [B,T] or NULL */
     int64_t B, T, S, H, G, D, tiles;
-    float scale;
+    float scale, cap;                     /* cap 0: none */
 } attention_args;
 
 /* ---- argument checks ---- */
@@ -31,14 +31,15 @@ static int check_rank4(const char *op, const char *arg, const esp_tensor *t, int
 }
 
 static int check_inputs(attention_args *a, const char *op, const esp_tensor *q, const esp_tensor *k, const esp_tensor *v, const esp_tensor *first,
-                        double scale)
+                        double scale, double cap)
 {
     char text[ESP_TEXT], other[ESP_TEXT];
     TRY(check_rank4(op, "q", q, ESP_READ));
     TRY(check_rank4(op, "k", k, ESP_READ));
     TRY(check_rank4(op, "v", v, ESP_READ));
     *a = (attention_args){.q = q, .k = k, .v = v, .B = q->shape[0], .T = q->shape[1], .H = q->shape[2], .D = q->shape[3], .S = k->shape[1],
-                          .G = k->shape[2], .scale = (float)scale};
+                          .G = k->shape[2], .scale = (float)scale, .cap = (float)cap};
+    if (!(cap >= 0)) return esp_fail(ESP_EARG, "%s: cap is %g, want 0 or more", op, cap);
     a->tiles = esp_ceil_div(a->T, QUERIES);
     if (k->shape[0] != a->B || k->shape[3] != a->D || a->S < a->T) {
         return esp_fail(ESP_ESHAPE, "%s: 'k' is %s, want [%lld, %lld or more, kv heads, %lld] (q is %s)", op, esp_shape_text(text, 4, k->shape),
@@ -75,9 +76,9 @@ static int check_lse(attention_args *a, const char *op, const esp_tensor *lse, i
 }
 
 static int check_forward(attention_args *a, esp_tensor *o, esp_tensor *lse, const esp_tensor *q, const esp_tensor *k, const esp_tensor *v,
-                         const esp_tensor *first, double scale)
+                         const esp_tensor *first, double scale, double cap)
 {
-    TRY(check_inputs(a, "attention", q, k, v, first, scale));
+    TRY(check_inputs(a, "attention", q, k, v, first, scale, cap));
     TRY(check_rank4("attention", "o", o, ESP_WRITE));
     TRY(esp_check_shape("attention", "o", o, 4, q->shape, "shape of q"));
     a->o = o;
@@ -87,10 +88,10 @@ static int check_forward(attention_args *a, esp_tensor *o, esp_tensor *lse, cons
 
 static int check_backward(attention_args *a, esp_tensor *dq, esp_tensor *dk, esp_tensor *dv, const esp_tensor *dout, const esp_tensor *q,
                           const esp_tensor *k, const esp_tensor *v, const esp_tensor *o, const esp_tensor *lse, const esp_tensor *first,
-                          double scale)
+                          double scale, double cap)
 {
     const char *op = "attention_backward";
-    TRY(check_inputs(a, op, q, k, v, first, scale));
+    TRY(check_inputs(a, op, q, k, v, first, scale, cap));
     struct { const char *name; const esp_tensor *t; const int64_t *shape; const char *why; int access; } rest[] = {
         {"o", o, q->shape, "shape of q", ESP_READ},    {"dout", dout, q->shape, "shape of q", ESP_READ},
         {"dq", dq, q->shape, "shape of q", ESP_WRITE}, {"dk", dk, k->shape, "shape of k", ESP_WRITE},
@@ -105,19 +106,20 @@ static int check_backward(attention_args *a, esp_tensor *dq, esp_tensor *dk, esp
     return esp_gemm_open();
 }
 
-int esp_attention(esp_tensor *o, esp_tensor *lse, const esp_tensor *q, const esp_tensor *k, const esp_tensor *v, const esp_tensor *first, double scale)
+int esp_attention(esp_tensor *o, esp_tensor *lse, const esp_tensor *q, const esp_tensor *k, const esp_tensor *v, const esp_tensor *first, double scale,
+                  double cap)
 {
     attention_args a;
-    TRY(check_forward(&a, o, lse, q, k, v, first, scale));
-    return esp_backend_of(o)->attention(o, lse, q, k, v, first, scale);
+    TRY(check_forward(&a, o, lse, q, k, v, first, scale, cap));
+    return esp_backend_of(o)->attention(o, lse, q, k, v, first, scale, cap);
 }
 
 int esp_attention_backward(esp_tensor *dq, esp_tensor *dk, esp_tensor *dv, const esp_tensor *dout, const esp_tensor *q, const esp_tensor *k,
-                           const esp_tensor *v, const esp_tensor *o, const esp_tensor *lse, const esp_tensor *first, double scale)
+                           const esp_tensor *v, const esp_tensor *o, const esp_tensor *lse, const esp_tensor *first, double scale, double cap)
 {
     attention_args a;
-    TRY(check_backward(&a, dq, dk, dv, dout, q, k, v, o, lse, first, scale));
-    return esp_backend_of(dq)->attention_backward(dq, dk, dv, dout, q, k, v, o, lse, first, scale);
+    TRY(check_backward(&a, dq, dk, dv, dout, q, k, v, o, lse, first, scale, cap));
+    return esp_backend_of(dq)->attention_backward(dq, dk, dv, dout, q, k, v, o, lse, first, scale, cap);
 }
 
 /* ---- tiles ---- */
@@ -181,6 +183,16 @@ static ESP_SIMD void scale_row(float *x, float by, int64_t n)
     for (int64_t i = 0; i < n; i++) x[i] *= by;
 }
 
+/* s = cap tanh(s / cap); slope (or NULL) = its derivative */
+static ESP_SIMD void cap_row(float *restrict s, float *restrict slope, float cap, int64_t n)
+{
+    for (int64_t i = 0; i < n; i++) {
+        float t = esp_tanhf(s[i] / cap);
+        s[i] = cap * t;
+        if (slope) slope[i] = 1.0f - t * t;
+    }
+}
+
 /* Takes one row of scores into the running maximum m and sum l; the row becomes probabilities up to exp(-m), 0 outside [lo, hi). */
 static void online_softmax(float *s, int64_t keys, int64_t lo, int64_t hi, float *m, float *l, float *out, int64_t D)
 {
@@ -214,6 +226,7 @@ static int forward_block(void *context, int64_t block)
         for (int64_t t = 0; t < queries; t++) {
             int64_t lo, hi;
             visible(a, b, t0 + t, s0, keys, &lo, &hi);
+            if (a->cap > 0) cap_row(s + t * KEYS + lo, NULL, a->cap, hi - lo);
             online_softmax(s + t * KEYS, keys, lo, hi, &m[t], &l[t], out + t * D, D);
         }
         esp_gemm_block(0, 0, queries, D, keys, 1, s, KEYS, at(a->v, b, s0, g), a->v->stride[1], 1, out, D);
@@ -226,10 +239,11 @@ static int forward_block(void *context, int64_t block)
     return ESP_OK;
 }
 
-int esp_cpu_attention(esp_tensor *o, esp_tensor *lse, const esp_tensor *q, const esp_tensor *k, const esp_tensor *v, const esp_tensor *first, double scale)
+int esp_cpu_attention(esp_tensor *o, esp_tensor *lse, const esp_tensor *q, const esp_tensor *k, const esp_tensor *v, const esp_tensor *first,
+                      double scale, double cap)
 {
     attention_args a;
-    TRY(check_forward(&a, o, lse, q, k, v, first, scale));
+    TRY(check_forward(&a, o, lse, q, k, v, first, scale, cap));
     return esp_parallel(a.B * a.H * a.tiles, forward_block, &a);
 }
 
@@ -237,6 +251,11 @@ int esp_cpu_attention(esp_tensor *o, esp_tensor *lse, const esp_tensor *q, const
 static ESP_SIMD void score_gradient(float *restrict dp, const float *restrict p, float delta, float scale, int64_t n)
 {
     for (int64_t i = 0; i < n; i++) dp[i] = p[i] * (dp[i] - delta) * scale;
+}
+
+static ESP_SIMD void multiply_row(float *restrict x, const float *restrict by, int64_t n)
+{
+    for (int64_t i = 0; i < n; i++) x[i] *= by[i];
 }
 
 /* One tile of queries against one tile of keys: adds to dq, dk and dv. p and dp are [QUERIES, KEYS]. */
@@ -250,12 +269,14 @@ static void backward_tile(const attention_args *a, int64_t b, int64_t h, int64_t
     esp_gemm_block(0, 1, queries, keys, D, 1, dout, ds, v, vs, 0, dp, KEYS);
     for (int64_t t = 0; t < queries; t++) {
         int64_t lo, hi;
-        float *row = p + t * KEYS;
+        float *row = p + t * KEYS, slope[KEYS];
         visible(a, b, t0 + t, s0, keys, &lo, &hi);
         memset(row, 0, (size_t)lo * 4);
         memset(row + hi, 0, (size_t)(keys - hi) * 4);
+        if (a->cap > 0) cap_row(row + lo, slope, a->cap, hi - lo);
         exp_row(row + lo, a->lse[(b * a->H + h) * a->T + t0 + t], hi - lo);
         score_gradient(dp + t * KEYS, row, delta[t], a->scale, keys);
+        if (a->cap > 0) multiply_row(dp + t * KEYS + lo, slope, hi - lo);
     }
     esp_gemm_block(1, 0, keys, D, queries, 1, p, KEYS, dout, ds, 1, at(a->dv, b, s0, g), a->dv->stride[1]);
     esp_gemm_block(1, 0, keys, D, queries, 1, dp, KEYS, q, qs, 1, at(a->dk, b, s0, g), a->dk->stride[1]);
@@ -296,9 +317,9 @@ static int backward_block(void *context, int64_t block)
 }
 
 int esp_cpu_attention_backward(esp_tensor *dq, esp_tensor *dk, esp_tensor *dv, const esp_tensor *dout, const esp_tensor *q, const esp_tensor *k,
-                               const esp_tensor *v, const esp_tensor *o, const esp_tensor *lse, const esp_tensor *first, double scale)
+                               const esp_tensor *v, const esp_tensor *o, const esp_tensor *lse, const esp_tensor *first, double scale, double cap)
 {
     attention_args a;
-    TRY(check_backward(&a, dq, dk, dv, dout, q, k, v, o, lse, first, scale));
+    TRY(check_backward(&a, dq, dk, dv, dout, q, k, v, o, lse, first, scale, cap));
     return esp_parallel(a.B * a.G, backward_block, &a);
 }

@@ -1,4 +1,4 @@
-/* Rotary position embedding (2104.09864) in rotate-half order: channel c turns with channel c + D/2. */
+/* Rotary position embedding (2104.09864) in rotate-half order: of the first R channels of a head, c turns with c + R/2; the rest stays. */
 #include "backend.h"
 
 enum { F32 = ESP_BIT(ESP_F32) };
@@ -20,12 +20,12 @@ static int check(const esp_tensor *y, const esp_tensor *x, const esp_tensor *cos
         const esp_tensor *t = tables[i];
         TRY(esp_check("rope", names[i], t, F32, ESP_READ));
         TRY(esp_check_last_dense("rope", names[i], t));
-        if (t->ndim != 2 || t->shape[0] < x->shape[1] || t->shape[1] != x->shape[3] / 2) {
-            return esp_fail(ESP_ESHAPE, "rope: '%s' is %s, want [%lld or more, %lld] (positions and half of the head of x)", names[i],
+        if (t->ndim != 2 || t->shape[0] < x->shape[1] || t->shape[1] > x->shape[3] / 2) {
+            return esp_fail(ESP_ESHAPE, "rope: '%s' is %s, want [%lld or more, at most %lld] (positions and half of the head of x)", names[i],
                             esp_shape_text(text, t->ndim, t->shape), (long long)x->shape[1], (long long)(x->shape[3] / 2));
         }
     }
-    return ESP_OK;
+    return esp_check_shape("rope", "sin", sin, 2, cos->shape, "shape of cos");
 }
 
 int esp_rope(esp_tensor *y, const esp_tensor *x, const esp_tensor *cos, const esp_tensor *sin, int inverse)
@@ -54,12 +54,15 @@ static int rope_block(void *context, int64_t b)
 {
     const rope_args *a = context;
     const esp_tensor *x = a->x, *y = a->y;
+    int64_t half = a->cos->shape[1], rest = x->shape[3] - 2 * half;
     for (int64_t t = 0; t < x->shape[1]; t++) {
         const float *cos = (const float *)esp_tensor_at(a->cos) + t * a->cos->stride[0];
         const float *sin = (const float *)esp_tensor_at(a->sin) + t * a->sin->stride[0];
         for (int64_t h = 0; h < x->shape[2]; h++) {
-            turn((float *)esp_tensor_at(y) + b * y->stride[0] + t * y->stride[1] + h * y->stride[2],
-                 (const float *)esp_tensor_at(x) + b * x->stride[0] + t * x->stride[1] + h * x->stride[2], cos, sin, a->sign, x->shape[3] / 2);
+            float *to = (float *)esp_tensor_at(y) + b * y->stride[0] + t * y->stride[1] + h * y->stride[2];
+            const float *from = (const float *)esp_tensor_at(x) + b * x->stride[0] + t * x->stride[1] + h * x->stride[2];
+            turn(to, from, cos, sin, a->sign, half);
+            if (rest > 0 && to != from) memcpy(to + 2 * half, from + 2 * half, (size_t)rest * 4);
         }
     }
     return ESP_OK;

@@ -17,32 +17,47 @@ end
 
 -- ---- layers ----
 
---- y = x w^T; x [..,I], w [O,I] -> [..,O].
-function ops.linear(x, w)
-  return (apply(rows.linear, { n = 2, need("linear", "x", x), need("linear", "w", w) }))
+--- y = x w^T + b; x [..,I], w [O,I], b [O] or nil -> [..,O].
+function ops.linear(x, w, b)
+  return (apply(rows.linear, { n = 3, need("linear", "x", x), need("linear", "w", w), b and need("linear", "b", b) }))
 end
 
---- x / sqrt(mean(x^2) + eps) * w over the last dimension (1910.07467).
-function ops.rmsnorm(x, w, eps)
-  return (apply(rows.rmsnorm, { n = 2, need("rmsnorm", "x", x), need("rmsnorm", "w", w) }, { eps = eps or 1e-5 }))
+--- x / sqrt(mean(x^2) + eps) * (w + offset) over the last dimension (1910.07467). offset: 0, or 1 where the weight is stored less 1 (Gemma).
+function ops.rmsnorm(x, w, eps, offset)
+  return (apply(rows.rmsnorm, { n = 2, need("rmsnorm", "x", x), need("rmsnorm", "w", w) }, { eps = eps or 1e-5, offset = offset or 0 }))
 end
 
---- x [B,T,H,D] turned by rows 0..T-1 of cos and sin [>=T, D/2], rotate-half order.
+--- (x - mean) / sqrt(variance + eps) * (w + offset) + b over the last dimension (1607.06450).
+function ops.layernorm(x, w, b, eps, offset)
+  return (apply(rows.layernorm, { n = 3, need("layernorm", "x", x), need("layernorm", "w", w), need("layernorm", "b", b) },
+    { eps = eps or 1e-5, offset = offset or 0 }))
+end
+
+--- x [B,T,H,D], its first R channels turned by rows 0..T-1 of cos and sin [>=T, R/2], rotate-half order.
 function ops.rope(x, cos, sin)
   return (apply(rows.rope, { n = 1, need("rope", "x", x) }, { cos = need("rope", "cos", cos), sin = need("rope", "sin", sin) }))
 end
 
---- Causal attention: q [B,T,H,D], k and v [B,S,G,D], G dividing H; opt.first i32 [B,T]: first key that a query sees; opt.scale: 1/sqrt(D).
+--- Causal attention: q [B,T,H,D], k and v [B,S,G,D], G dividing H; opt.first i32 [B,T]: first key that a query sees; opt.scale: 1/sqrt(D);
+-- opt.cap: scores become cap tanh(score / cap).
 function ops.attention(q, k, v, opt)
   opt = opt or {}
   need("attention", "q", q)
   return (apply(rows.attention, { n = 3, q, need("attention", "k", k), need("attention", "v", v) },
-    { first = opt.first, scale = opt.scale or (q.shape[4] or 1) ^ -0.5 }))
+    { first = opt.first, scale = opt.scale or (q.shape[4] or 1) ^ -0.5, cap = opt.cap or 0 }))
 end
 
---- silu(gate) * up.
-function ops.silu_gate(gate, up)
-  return (apply(rows.silu_gate, { n = 2, need("silu_gate", "gate", gate), need("silu_gate", "up", up) }))
+local activations = { silu = core.C.ESP_SILU, gelu_tanh = core.C.ESP_GELU_TANH, relu2 = core.C.ESP_RELU2 }
+
+--- f(gate) * up, or f(gate) where up is nil; kind: f is "silu" (the default), "gelu_tanh" or "relu2".
+function ops.gate(gate, up, kind)
+  local code = activations[kind or "silu"] or fail("gate: kind is '%s', want silu, gelu_tanh or relu2", tostring(kind))
+  return (apply(rows.gate, { n = 2, need("gate", "gate", gate), up and need("gate", "up", up) }, { kind = code }))
+end
+
+--- cap tanh(x / cap) (2408.00118).
+function ops.softcap(x, cap)
+  return (apply(rows.softcap, { n = 1, need("softcap", "x", x) }, { cap = cap }))
 end
 
 --- Rows of w [V,C] at ids (i32, any shape) -> [..,C].

@@ -21,14 +21,27 @@ end
 
 -- ---- layers ----
 
+-- Sum over all rows of dy, added to `into` where that is there.
+local function column_sum(dy, n, into)
+  local flat = tensor.view(tensor.contiguous(dy), { dy:count() / n, n })
+  local sum = new { n }
+  c.sum(sum.c, flat.c, 0)
+  if not into then return sum end
+  c.scaled_acc(into.c, sum.c, 1)
+  sum:free()
+  return true
+end
+
+-- Inputs: x, w and, or not, a bias.
 rows.linear = {
   forward = function(i)
     local y = new(shape_with(i[1], i[2].shape[1] or 0))
     c.linear(y.c, i[1].c, i[2].c)
+    if i[3] then c.bias(y.c, y.c, i[3].c) end
     return y
   end,
   backward = function(dy, node, need, into)
-    local x, w, dx, dw = node.inputs[1], node.inputs[2], nil, nil
+    local x, w, dx, dw, db = node.inputs[1], node.inputs[2], nil, nil, nil
     if need[1] then
       dx = like(x)
       c.linear_dx(dx.c, dy.c, w.c)
@@ -40,7 +53,8 @@ rows.linear = {
       dw = like(w)
       c.linear_dw(dw.c, dy.c, x.c)
     end
-    return dx, dw
+    if need[3] then db = column_sum(dy, w.shape[1], into[3]) end
+    return dx, dw, db
   end,
 }
 
@@ -49,14 +63,32 @@ rows.rmsnorm = {
     local x, y = i[1], like(i[1])
     local count = x.shape[#x.shape]
     local rstd = record and new { count > 0 and x:count() / count or 0 } or nil
-    c.rmsnorm(y.c, rstd and rstd.c, x.c, i[2].c, extra.eps)
+    c.rmsnorm(y.c, rstd and rstd.c, x.c, i[2].c, extra.eps, extra.offset)
     return y, rstd and { rstd = rstd }
   end,
   backward = function(dy, node, need)
     local x, w = node.inputs[1], node.inputs[2]
     local dx, dw = like(x), need[2] and like(w) or nil
-    c.rmsnorm_backward(dx.c, dw and dw.c, dy.c, x.c, w.c, node.saved.rstd.c)
+    c.rmsnorm_backward(dx.c, dw and dw.c, dy.c, x.c, w.c, node.saved.rstd.c, node.extra.offset)
     return dx, dw
+  end,
+}
+
+rows.layernorm = {
+  forward = function(i, extra, record)
+    local x, y = i[1], like(i[1])
+    local count = x.shape[#x.shape]
+    local n = count > 0 and x:count() / count or 0
+    local mean, rstd = record and new { n } or nil, record and new { n } or nil
+    c.layernorm(y.c, mean and mean.c, rstd and rstd.c, x.c, i[2].c, i[3].c, extra.eps, extra.offset)
+    return y, rstd and { mean = mean, rstd = rstd }
+  end,
+  backward = function(dy, node, need)
+    local x, w, s = node.inputs[1], node.inputs[2], node.saved
+    local both = need[2] or need[3]
+    local dx, dw, db = like(x), both and like(w) or nil, both and like(w) or nil
+    c.layernorm_backward(dx.c, dw and dw.c, db and db.c, dy.c, x.c, w.c, s.mean.c, s.rstd.c, node.extra.offset)
+    return dx, dw, db
   end,
 }
 
@@ -77,29 +109,43 @@ rows.attention = {
   forward = function(i, extra, record)
     local q, o = i[1], like(i[1])
     local lse = record and new { q.shape[1], q.shape[3], q.shape[2] } or nil
-    c.attention(o.c, lse and lse.c, q.c, i[2].c, i[3].c, extra.first and extra.first.c, extra.scale)
+    c.attention(o.c, lse and lse.c, q.c, i[2].c, i[3].c, extra.first and extra.first.c, extra.scale, extra.cap)
     -- Backward reads the result; a second header keeps its bytes when the tape frees the first.
     return o, lse and { lse = lse, o = tensor.as_strided(o, o.shape, o:strides(), 0) }
   end,
   backward = function(dy, node)
     local q, k, v, s, e = node.inputs[1], node.inputs[2], node.inputs[3], node.saved, node.extra
     local dq, dk, dv = like(q), like(k), like(v)
-    c.attention_backward(dq.c, dk.c, dv.c, dy.c, q.c, k.c, v.c, s.o.c, s.lse.c, e.first and e.first.c, e.scale)
+    c.attention_backward(dq.c, dk.c, dv.c, dy.c, q.c, k.c, v.c, s.o.c, s.lse.c, e.first and e.first.c, e.scale, e.cap)
     return dq, dk, dv
   end,
 }
 
-rows.silu_gate = {
-  forward = function(i)
+-- Inputs: gate and up, or gate alone.
+rows.gate = {
+  forward = function(i, extra)
     local y = like(i[1])
-    c.silu_gate(y.c, i[1].c, i[2].c)
+    c.gate(y.c, i[1].c, i[2] and i[2].c, extra.kind)
     return y
   end,
   backward = function(dy, node)
     local gate, up = node.inputs[1], node.inputs[2]
-    local dgate, dup = like(gate), like(up)
-    c.silu_gate_backward(dgate.c, dup.c, dy.c, gate.c, up.c)
+    local dgate, dup = like(gate), up and like(up)
+    c.gate_backward(dgate.c, dup and dup.c, dy.c, gate.c, up and up.c, node.extra.kind)
     return dgate, dup
+  end,
+}
+
+rows.softcap = {
+  forward = function(i, extra, record)
+    local y = like(i[1])
+    c.softcap(y.c, i[1].c, extra.cap)
+    return y, record and { y = tensor.as_strided(y, y.shape, y:strides(), 0) }
+  end,
+  backward = function(dy, node)
+    local dx = like(dy)
+    c.softcap_backward(dx.c, dy.c, node.saved.y.c, node.extra.cap)
+    return dx
   end,
 }
 

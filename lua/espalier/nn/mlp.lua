@@ -1,32 +1,30 @@
---- The gated feed-forward part of a block (2002.05202): down(silu(gate(x)) * up(x)).
+--- The feed-forward part of a block: down(f(gate(x)) * up(x)) (2002.05202), or without a gate down(f(up(x))).
 
 local Module = require "espalier.nn.module"
 local layers = require "espalier.nn.layers"
 local ops = require "espalier.ops"
 
-local GatedMLP = Module.class("GatedMLP", {}, { "gate_proj", "up_proj", "down_proj" })
+local MLP = Module.class("MLP", {}, { "gate_proj", "up_proj", "down_proj" })
 
---- nn.GatedMLP{ hidden =, ffn = [, weights = { gate_proj = tensor, .. }] }.
+--- nn.MLP{ hidden =, ffn =, activation = "silu", gated = true, bias = false [, weights = { gate_proj = tensor, ["gate_proj.bias"] = .. }] }.
 local function new(opt)
-  local given, stream = opt.weights or {}, opt.stream or 0
-  local function linear(name, inputs, outputs, i)
-    return layers.Linear { inputs = inputs, outputs = outputs, weight = given[name], seed = opt.seed, stream = stream + i, std = opt.std }
-  end
+  local linear = layers.linears(opt)
   return setmetatable({
-    gate_proj = linear("gate_proj", opt.hidden, opt.ffn, 0), up_proj = linear("up_proj", opt.hidden, opt.ffn, 1),
-    down_proj = linear("down_proj", opt.ffn, opt.hidden, 2),
-  }, GatedMLP)
+    activation = opt.activation or "silu", gate_proj = opt.gated ~= false and linear("gate_proj", opt.hidden, opt.ffn, 0, opt.bias) or nil,
+    up_proj = linear("up_proj", opt.hidden, opt.ffn, 1, opt.bias), down_proj = linear("down_proj", opt.ffn, opt.hidden, 2, opt.bias),
+  }, MLP)
 end
 
---- x [B,T,hidden] -> [B,T,hidden]. c.observe (or nil) is called with what leaves gate_proj ("pre") and what enters down_proj ("ffn").
-function GatedMLP:forward(x, c)
-  local see, gate = c and c.observe, self.gate_proj(x)
-  local y = ops.silu_gate(gate, self.up_proj(x))
+--- x [B,T,hidden] -> [B,T,hidden]. c.observe (or nil) is called with what the activation reads ("pre") and what enters down_proj ("ffn").
+function MLP:forward(x, c)
+  local see, up = c and c.observe, self.up_proj(x)
+  local read = self.gate_proj and self.gate_proj(x) or up
+  local y = ops.gate(read, self.gate_proj and up, self.activation)
   if see then
-    see("pre", c.layer, gate)
+    see("pre", c.layer, read)
     see("ffn", c.layer, y)
   end
   return self.down_proj(y)
 end
 
-return { GatedMLP = new }
+return { MLP = new }

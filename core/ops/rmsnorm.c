@@ -9,7 +9,7 @@ enum { F32 = ESP_BIT(ESP_F32), WEIGHT = ESP_BIT(ESP_F32) | ESP_BIT(ESP_BF16), RO
 
 typedef struct norm_args {
     esp_rows y, x, w, rstd, dx, dw, dy;
-    double eps;
+    double eps, offset;
     double *partial;                      /* [blocks, C] sums for dw */
 } norm_args;
 
@@ -32,9 +32,9 @@ static int check_sides(norm_args *a, const char *op, const esp_tensor *x, const 
     return ESP_OK;
 }
 
-static int check_forward(norm_args *a, esp_tensor *y, esp_tensor *rstd, const esp_tensor *x, const esp_tensor *w, double eps)
+static int check_forward(norm_args *a, esp_tensor *y, esp_tensor *rstd, const esp_tensor *x, const esp_tensor *w, double eps, double offset)
 {
-    *a = (norm_args){.eps = eps};
+    *a = (norm_args){.eps = eps, .offset = offset};
     TRY(esp_check_rows(&a->x, "rmsnorm", "x", x, F32, ESP_READ));
     TRY(esp_check_rows(&a->y, "rmsnorm", "y", y, F32, ESP_WRITE));
     TRY(esp_check_shape("rmsnorm", "y", y, x->ndim, x->shape, "shape of x"));
@@ -43,10 +43,10 @@ static int check_forward(norm_args *a, esp_tensor *y, esp_tensor *rstd, const es
 }
 
 static int check_backward(norm_args *a, esp_tensor *dx, esp_tensor *dw, const esp_tensor *dy, const esp_tensor *x, const esp_tensor *w,
-                          const esp_tensor *rstd)
+                          const esp_tensor *rstd, double offset)
 {
     const char *op = "rmsnorm_backward";
-    *a = (norm_args){0};
+    *a = (norm_args){.offset = offset};
     TRY(esp_check_rows(&a->x, op, "x", x, F32, ESP_READ));
     TRY(esp_check_rows(&a->dx, op, "dx", dx, F32, ESP_WRITE));
     TRY(esp_check_rows(&a->dy, op, "dy", dy, F32, ESP_READ));
@@ -64,18 +64,19 @@ static int check_backward(norm_args *a, esp_tensor *dx, esp_tensor *dw, const es
     return ESP_OK;
 }
 
-int esp_rmsnorm(esp_tensor *y, esp_tensor *rstd, const esp_tensor *x, const esp_tensor *w, double eps)
+int esp_rmsnorm(esp_tensor *y, esp_tensor *rstd, const esp_tensor *x, const esp_tensor *w, double eps, double offset)
 {
     norm_args a;
-    TRY(check_forward(&a, y, rstd, x, w, eps));
-    return esp_backend_of(y)->rmsnorm(y, rstd, x, w, eps);
+    TRY(check_forward(&a, y, rstd, x, w, eps, offset));
+    return esp_backend_of(y)->rmsnorm(y, rstd, x, w, eps, offset);
 }
 
-int esp_rmsnorm_backward(esp_tensor *dx, esp_tensor *dw, const esp_tensor *dy, const esp_tensor *x, const esp_tensor *w, const esp_tensor *rstd)
+int esp_rmsnorm_backward(esp_tensor *dx, esp_tensor *dw, const esp_tensor *dy, const esp_tensor *x, const esp_tensor *w, const esp_tensor *rstd,
+                         double offset)
 {
     norm_args a;
-    TRY(check_backward(&a, dx, dw, dy, x, w, rstd));
-    return esp_backend_of(dx)->rmsnorm_backward(dx, dw, dy, x, w, rstd);
+    TRY(check_backward(&a, dx, dw, dy, x, w, rstd, offset));
+    return esp_backend_of(dx)->rmsnorm_backward(dx, dw, dy, x, w, rstd, offset);
 }
 
 /* ---- CPU ---- */
@@ -98,15 +99,20 @@ static ESP_SIMD void scale_row(float *restrict y, const float *restrict x, const
     for (int64_t i = 0; i < n; i++) y[i] = x[i] * r * w[i];
 }
 
-/* The weight in f32: itself, or widened into scratch with room for `more` floats behind it. */
+/* w + offset in f32: the weight itself, or made in scratch with room for `more` floats behind it. */
 static const float *wide_weight(const norm_args *a, int64_t more, float **rest)
 {
     int64_t n = a->x.cols;
     float *s = esp_scratch((n + more) * 4);
     if (!s) return NULL;
     *rest = s + n;
-    if (a->w.dtype == ESP_F32) return a->w.data;
-    for (int64_t i = 0; i < n; i++) s[i] = esp_bf16_to_f32(((const uint16_t *)a->w.data)[i]);
+    float offset = (float)a->offset;
+    if (a->w.dtype == ESP_F32) {
+        if (offset == 0) return a->w.data;
+        for (int64_t i = 0; i < n; i++) s[i] = ((const float *)a->w.data)[i] + offset;
+    } else {
+        for (int64_t i = 0; i < n; i++) s[i] = esp_bf16_to_f32(((const uint16_t *)a->w.data)[i]) + offset;
+    }
     return s;
 }
 
@@ -126,14 +132,14 @@ static int forward_block(void *context, int64_t block)
     return ESP_OK;
 }
 
-int esp_cpu_rmsnorm(esp_tensor *y, esp_tensor *rstd, const esp_tensor *x, const esp_tensor *w, double eps)
+int esp_cpu_rmsnorm(esp_tensor *y, esp_tensor *rstd, const esp_tensor *x, const esp_tensor *w, double eps, double offset)
 {
     norm_args a;
-    TRY(check_forward(&a, y, rstd, x, w, eps));
+    TRY(check_forward(&a, y, rstd, x, w, eps, offset));
     return esp_parallel(esp_ceil_div(a.x.rows, ROWS), forward_block, &a);
 }
 
-/* g = dy w; dx = r g - x r^3 mean(g x) */
+/* g = dy (w + offset); dx = r g - x r^3 mean(g x) */
 static ESP_SIMD void backward_row(float *restrict dx, float *restrict g, const float *restrict dy, const float *restrict x,
                                   const float *restrict w, double *restrict dw, float r, int64_t C)
 {
@@ -159,10 +165,11 @@ static int backward_block(void *context, int64_t block)
     return ESP_OK;
 }
 
-int esp_cpu_rmsnorm_backward(esp_tensor *dx, esp_tensor *dw, const esp_tensor *dy, const esp_tensor *x, const esp_tensor *w, const esp_tensor *rstd)
+int esp_cpu_rmsnorm_backward(esp_tensor *dx, esp_tensor *dw, const esp_tensor *dy, const esp_tensor *x, const esp_tensor *w,
+                             const esp_tensor *rstd, double offset)
 {
     norm_args a;
-    TRY(check_backward(&a, dx, dw, dy, x, w, rstd));
+    TRY(check_backward(&a, dx, dw, dy, x, w, rstd, offset));
     int64_t blocks = esp_ceil_div(a.x.rows, ROWS), C = a.x.cols;
     if (dw && !(a.partial = esp_calloc(blocks * C * 8))) return ESP_EMEM;
     int code = esp_parallel(blocks, backward_block, &a);
