@@ -2,6 +2,8 @@
 local t = ...
 
 local esp = require "espalier"
+local tensor = require "espalier.tensor"
+local ops = require "espalier.ops"
 local shapes = require "espalier.models.shape"
 local configs = require "espalier.models.config"
 local json = esp.io.json
@@ -66,8 +68,164 @@ t.test("a shape goes to config.json and comes back, in the architecture that can
   t.equal(configs.kind(s), "mistral")
   t.fails("model_type 'llama' cannot express this shape: it has no window like that of this model", configs.to_config, s, llama())
   t.equal(configs.to_config(s, llama(), "f32", { kind = "mistral" }).sliding_window, 16)
-  s.biases = { mlp = true }
+  s.norms, s.qk_norm = "both", "head"
   t.fails("no architecture of", configs.to_config, s)
   t.fails("a shape has no 'windo'; did you mean 'window'?", shapes.check, { windo = 3 }, "model")
   t.fails("norm is 'rsm', want one of rms", esp.models.new, { norm = "rsm" })
+end)
+
+-- ---- goldens: transformers in f32, eager attention ----
+
+local function largest(a, b)
+  return esp.no_grad(function()
+    if not b then return (a:abs():view(-1):max(0)):item() end
+    return ((a - b):abs():view(-1):max(0)):item()
+  end)
+end
+
+-- 1e-4, or 1e-5 of the largest where that is more.
+local function tolerance(want) return math.max(1e-4, 1e-5 * largest(want)) end
+
+-- Logits and mean cross-entropy on the tape.
+local function loss_of(model, ids)
+  local B, T = ids.shape[1], ids.shape[2]
+  local lengths = {}
+  for b = 1, B do lengths[b] = T end
+  local target = require("espalier.models.model").next_targets(ids, lengths)
+  local logits = model:project(model:forward(ids)):view(B * T, model.shape.vocab)
+  return ops.cross_entropy(logits, tensor.view(target, { B * T })):sum() / (B * (T - 1))
+end
+
+-- The gradient of a stored tensor: that of its parts, row upon row.
+local function stored_gradient(want, parameters)
+  local all, at = tensor.new(want.shape), 0
+  for _, part in ipairs(want.parts) do
+    tensor.narrow(all, 0, at, part.shape[1]):copy_from(parameters[part.name].grad)
+    at = at + part.shape[1]
+  end
+  return all
+end
+
+local names = { "llama", "llama-tied-bias", "llama-wide-heads", "llama-linear-rope", "llama31-rope", "mistral-nemo", "mistral-window", "qwen2",
+  "qwen3", "gemma", "gemma2", "nemotron", "phi3", "smollm3", "olmo2" }
+
+for _, name in ipairs(names) do
+  local function open(opt)
+    local dir = t.shared("data/golden/hf/" .. name)
+    return esp.load(dir, opt), esp.io.safetensors.read(dir .. "/golden.safetensors"), dir
+  end
+
+  t.test("logits, states and loss of golden " .. name, function()
+    local model, gold, dir = open()
+    t.near(largest(model:logits(gold.input_ids), gold.logits), 0, tolerance(gold.logits), "logits")
+    t.near(model:loss(gold.input_ids) / gold.loss:item(), 1, 1e-5, "loss")
+    local states = model:hidden(gold.input_ids, { layers = true })
+    t.equal(#states, model.shape.layers + 1)
+    for i, state in ipairs(states) do
+      local want = gold["hidden." .. i - 1]
+      t.near(largest(state, want), 0, tolerance(want), "hidden " .. i - 1)
+    end
+    local config = json.read(dir .. "/config.json")
+    t.equal(configs.of_config(configs.to_config(model.shape, config), "again"), model.shape)
+    t.equal(configs.of_config(configs.to_config(model.shape, nil, "f32", { kind = config.model_type }), "anew"), model.shape)
+    local count = 0
+    for _, p in pairs(model:parameters()) do count = count + p:count() end
+    t.equal(shapes.parameters(model.shape), count)
+  end)
+
+  t.test("gradients of golden " .. name, function()
+    local model, gold = open()
+    model = model:clone()
+    model.decoder:requires_grad()
+    loss_of(model, gold.input_ids):backward()
+    local parameters, compared = model:parameters(), 0
+    for _, stored in ipairs(configs.stored(model.shape, model.config.model_type)) do
+      local want = gold["grad." .. stored.name]
+      t.ok(want, "no golden gradient of " .. stored.name)
+      t.near(largest(stored_gradient(stored, parameters), want) / largest(want), 0, 1e-3, stored.name)
+      compared = compared + 1
+    end
+    local golden = 0
+    for key in pairs(gold) do if key:match "^grad%." then golden = golden + 1 end end
+    t.equal(compared, golden, "gradients compared")
+  end)
+
+  t.test("weights of golden " .. name .. " stored in bf16", function()
+    local model, gold = open { dtype = "bf16" }
+    t.equal(model:parameters()["model.norm.weight"].dtype, "bf16")
+    t.near(largest(model:logits(gold.input_ids), gold.logits_bf16_weights), 0, tolerance(gold.logits_bf16_weights), "logits")
+  end)
+
+  t.test("every axis of golden " .. name .. " can be cut, saved and opened again", function()
+    local model, gold = open()
+    local stats = esp.importance.measure(model, gold.input_ids, { quiet = true })
+    local own = model.shape.kv_heads == model.shape.heads
+    local function with_heads(heads, cut)
+      cut.heads, cut.kv_heads = heads, own and heads or nil
+      return cut
+    end
+    local cuts = { { hidden = 48 }, { ffn = 70 }, with_heads(4, {}), { kv_heads = 1 }, { drop = { 1 } }, { layers = 2 }, { drop_attention = { 0 } },
+      { drop_mlp = { 2 } }, with_heads({ 4, 8, 2 }, { hidden = 56, ffn = { 40, 112, 64 } }),
+      with_heads(4, { hidden = 40, ffn = 64, drop = { 0 } }) }
+    for i, cut in ipairs(cuts) do
+      cut.quiet = true
+      local small = esp.prune(model, stats, cut)
+      t.equal(small.shape.embedding_scale, model.shape.embedding_scale)
+      t.ok(shapes.parameters(small.shape) < shapes.parameters(model.shape), "cut " .. i .. " leaves fewer parameters")
+      local dir = t.folder() .. "/m"
+      small:save(dir, { quiet = true })
+      local again = esp.load(dir)
+      t.equal(again.shape, small.shape)
+      local logits = small:logits(gold.input_ids)
+      t.equal(largest(again:logits(gold.input_ids), logits), 0)
+      t.ok(largest(logits, gold.logits) > 1e-3, "cut " .. i .. " changes the function")
+    end
+  end)
+
+  t.test("golden " .. name .. " goes on from a cache as it goes in one pass", function()
+    local model, gold = open()
+    local row = gold.input_ids:table()[1]
+    local cache, got = require("espalier.models.generate").cache(model, #row), {}
+    esp.no_grad(function()
+      -- Eleven at once, then one by one, then three.
+      local at = 0
+      for _, n in ipairs { 11, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 3 } do
+        local h = model:forward({ { unpack(row, at + 1, at + n) } }, { cache = cache })
+        for _, logits in ipairs(model:project(h):table()[1]) do got[#got + 1] = logits end
+        at = at + n
+      end
+    end)
+    t.near(got, gold.logits:table()[1], 2 * tolerance(gold.logits), "logits")
+  end)
+end
+
+-- ---- capped logits in the chunked losses ----
+
+t.test("losses in chunks see capped logits, forward and backward, as the whole does", function()
+  local head = require "espalier.loss.head"
+  local N, C, V, cap, teacher_cap = 300, 8, 33, 2, 3
+  local x, th = tensor.normal({ N, C }, { seed = 1, std = 3 }), tensor.normal({ N, C }, { seed = 2, std = 3 })
+  local W, tw = tensor.normal({ V, C }, { seed = 3 }), tensor.normal({ V, C }, { seed = 4 })
+  local labels = {}
+  for n = 1, N do labels[n] = n * 7 % V end
+  local target, valid = tensor.of(labels, { dtype = "i32" }), tensor.full({ N }, 1)
+  local own = { token = function(s, teacher) return ((s - teacher) * (s - teacher)):sum(-1) end }
+  local cases = { esp.loss.kl { temperature = 2 }, esp.loss.ce(), esp.loss.custom(own),
+    esp.loss.sum { { esp.loss.kl(), 0.5 }, { esp.loss.ce(), 2 } } }
+  local function whole(i, s, teacher)
+    local kl, ce = function(tau) return ops.kl(s, teacher, nil, tau):sum() / N end, function() return ops.cross_entropy(s, target):sum() / N end
+    if i == 1 then return kl(2) elseif i == 2 then return ce() elseif i == 4 then return kl(1) * 0.5 + ce() * 2 end
+    return own.token(ops.log_softmax(s), ops.log_softmax(teacher)):sum() / N
+  end
+  for i, loss in ipairs(cases) do
+    local a, aw, b, bw = x:clone():requires_grad_(), W:clone():requires_grad_(), x:clone():requires_grad_(), W:clone():requires_grad_()
+    local chunked = head.loss { hidden = a, weight = aw, target = target, valid = valid, positions = N, predictions = N, loss = loss,
+      teacher_hidden = loss.teacher and th, teacher_weight = loss.teacher and tw, cap = cap, teacher_cap = loss.teacher and teacher_cap }
+    local direct = whole(i, ops.softcap(ops.linear(b, bw), cap), ops.softcap(ops.linear(th, tw), teacher_cap))
+    t.near(chunked:item() / direct:item(), 1, 1e-5, loss.name)
+    chunked:backward()
+    direct:backward()
+    t.near(largest(a.grad, b.grad) / largest(b.grad), 0, 1e-5, loss.name .. " by the states")
+    t.near(largest(aw.grad, bw.grad) / largest(bw.grad), 0, 1e-5, loss.name .. " by the head")
+  end
 end)

@@ -40,7 +40,7 @@ local function micro_step(o, model, b, counts)
     local N = h.shape[1] * h.shape[2]
     local loss, exact = head.loss { hidden = h:view(N, h.shape[3]), weight = model:head(), target = tensor.view(b.target, { N }), valid = b.valid,
       positions = math.max(1, counts.positions), predictions = math.max(1, counts.predictions), loss = o.loss, teacher_hidden = th,
-      teacher_weight = th and o.teacher:head() }
+      teacher_weight = th and o.teacher:head(), cap = model.shape.logit_cap, teacher_cap = th and o.teacher.shape.logit_cap }
     local value = exact:item()
     if value == value and math.abs(value) < math.huge then loss:backward() end
     return value

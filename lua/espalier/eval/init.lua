@@ -20,8 +20,8 @@ function M.by_document(model, data, batch, teacher)
       local start = C.esp_clock()
       local h = model:forward(b.ids, { first = b.first })
       seconds = seconds + C.esp_clock() - start
-      local full = teacher and { hidden = teacher:forward(b.ids, { first = b.first }), weight = teacher:head() }
-      local nll, kl = tokens.nll_and_kl({ hidden = h, weight = model:head() }, b.target, full)
+      local full = teacher and teacher:states(teacher:forward(b.ids, { first = b.first }))
+      local nll, kl = tokens.nll_and_kl(model:states(h), b.target, full)
       tokens.add_by_document(lists, nll, kl, b.target, b.first)
     end)
   end

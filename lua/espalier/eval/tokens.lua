@@ -8,7 +8,14 @@ local core = require "espalier.ffi"
 local c = core.ops
 local M = { chunk = 256 }
 
---- nll, kl: f32 [N]; kl is nil without `full`. states: { hidden [B,T,C], weight [V,C] } of the model scored; target: i32 [B,T], -1 where there is
+-- Logits of rows of hidden states, as model:states gives them, into s.
+local function project(s, hidden, states)
+  c.linear(s.c, hidden.c, states.weight.c)
+  if states.cap then c.softcap(s.c, s.c, states.cap) end
+end
+
+--- nll, kl: f32 [N]; kl is nil without `full`. states: { hidden [B,T,C], weight [V,C], cap } (model:states) of the model scored;
+-- target: i32 [B,T], -1 where there is
 -- nothing to predict (nll 0 there); full: the states of the fuller model: kl = KL(full || model), in nats.
 function M.nll_and_kl(states, target, full)
   return tape.no_grad(tape.scope, function()
@@ -22,10 +29,10 @@ function M.nll_and_kl(states, target, full)
       local n = math.min(size, count - at)
       local function first(x) return tensor.narrow(x, 0, 0, n) end
       local function part(x) return tensor.narrow(x, 0, at, n) end
-      c.linear(first(s).c, part(a).c, states.weight.c)
+      project(first(s), part(a), states)
       c.cross_entropy(part(nll).c, nil, first(s).c, part(labels).c, first(ones).c)
       if full then
-        c.linear(first(t).c, part(b).c, full.weight.c)
+        project(first(t), part(b), full)
         c.kl(part(kl).c, nil, first(s).c, first(t).c, first(ones).c, 1)
       end
     end

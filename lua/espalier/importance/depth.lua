@@ -30,7 +30,7 @@ function M.scan(model, ids, opt, target, blocks, sums)
       for i = 0, model.shape.layers - n do
         tape.scope(function()
           local other = model:forward(nil, { first = opt.first, from = { layer = i + n, x = streams[i] } })
-          local nll, kl = tokens.nll_and_kl({ hidden = other, weight = model:head() }, target, { hidden = full, weight = model:head() })
+          local nll, kl = tokens.nll_and_kl(model:states(other), target, model:states(full))
           local sum = sums[n][i + 1] or { 0, 0, 0, 0 }
           sums[n][i + 1] = { sum[1] + total(nll), sum[2] + predictions, sum[3] + total(kl), sum[4] + target:count() }
         end)

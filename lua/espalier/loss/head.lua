@@ -58,17 +58,20 @@ function row.forward(inputs, e, record)
   local dh = record and h.requires_grad and tensor.new { N, C }
   local dW = record and W.requires_grad and tensor.zeros(W.shape)
   local s_buffer, t_buffer, loss_buffer = tensor.new { size, V }, e.teacher_hidden and tensor.new { size, V }, tensor.new { size }
-  -- With one fused term the gradient overwrites the logits that it came from; several terms each need them.
-  local in_place = #e.terms == 1 and e.terms[1].kind ~= "token"
+  -- With one fused term the gradient overwrites the logits that it came from; several terms each need them, and so does a cap.
+  local in_place = #e.terms == 1 and e.terms[1].kind ~= "token" and not e.cap
   local d_buffer = record and not in_place and tensor.new { size, V }
   for at = 0, N - 1, size do
     local n = math.min(size, N - at)
     local function part(x) return tensor.narrow(x, 0, at, n) end
     local s, t = tensor.narrow(s_buffer, 0, 0, n), t_buffer and tensor.narrow(t_buffer, 0, 0, n)
     c.linear(s.c, part(h).c, W.c)
+    if e.cap then c.softcap(s.c, s.c, e.cap) end
     if t then c.linear(t.c, part(e.teacher_hidden).c, e.teacher_weight.c) end
+    if t and e.teacher_cap then c.softcap(t.c, t.c, e.teacher_cap) end
     local ds = record and (in_place and s or tensor.narrow(d_buffer, 0, 0, n)) or nil
     chunk_loss(e, part, s, t, ds, tensor.narrow(loss_buffer, 0, 0, n), total)
+    if ds and e.cap then c.softcap_backward(ds.c, ds.c, s.c, e.cap) end
     if dh then c.linear_dx(part(dh).c, ds.c, W.c) end
     if dW then c.linear_dw_acc(dW.c, ds.c, part(h).c) end
   end
@@ -104,9 +107,10 @@ end
 
 --- Loss (0-d f32 on the tape) of hidden states [N,C] through a head, and the same in f64. opt: hidden, weight; target i32 [N] (-1: no prediction);
 -- valid f32 [N] (0 at padding); positions, predictions: the counts to average over (kl and own losses over positions, ce over predictions);
--- teacher_hidden, teacher_weight; loss: of esp.loss.
+-- teacher_hidden, teacher_weight; cap, teacher_cap: soft caps of the logits, or nil; loss: of esp.loss.
 function M.loss(opt)
   local e = { terms = {}, target = opt.target, teacher_hidden = opt.teacher_hidden, teacher_weight = opt.teacher_weight,
+    cap = opt.cap, teacher_cap = opt.teacher_cap,
     valid = weigh(opt.valid, 1 / opt.positions) }
   for i, term in ipairs(opt.loss.terms) do
     local own = {}

@@ -16,7 +16,7 @@ local fail = require "espalier.fail"
 local M = {}
 
 --- Known model types, in the order in which one is looked for that can express a shape.
-M.architectures = { "llama", "mistral" }
+M.architectures = { "llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "nemotron", "phi3", "smollm3", "olmo2" }
 
 --- Key of config.json under which per-layer sizes stand: { ffn = [..], heads = [..], kv_heads = [..] }.
 M.layers_key = "espalier_layers"

@@ -68,7 +68,7 @@ function M.ids(model, ids, opt)
       local id = tape.scope(function()
         local h = model:forward({ input }, { cache = cache })
         local last = tensor.view(tensor.clone(tensor.narrow(h, 1, #input - 1, 1)), { 1, model.shape.hidden })
-        return choose(tensor.view(ops.linear(last, model:head()), { model.shape.vocab }), opt, step)
+        return choose(tensor.view(model:project(last), { model.shape.vocab }), opt, step)
       end)
       if id == opt.stop or core.C.esp_interrupted() ~= 0 then break end
       new[#new + 1] = id

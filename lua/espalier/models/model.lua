@@ -91,9 +91,20 @@ function Model:head()
   return self.decoder:head()
 end
 
+--- What the chunked losses take: { hidden = states after the final norm, weight = of the head, cap = logit_cap of the shape or nil }.
+function Model:states(hidden)
+  return { hidden = hidden, weight = self:head(), cap = self.shape.logit_cap }
+end
+
+--- Logits [..,vocab] of states [..,hidden] after the final norm. Recorded unless inside esp.no_grad.
+function Model:project(hidden)
+  local logits = ops.linear(hidden, self:head())
+  return self.shape.logit_cap and ops.softcap(logits, self.shape.logit_cap) or logits
+end
+
 --- Logits [B,T,vocab], not recorded. For a few rows; training and scoring go through chunks and never make this tensor.
 function Model:logits(ids)
-  return tape.no_grad(tape.scope, function() return ops.linear(self:forward(ids), self:head()) end)
+  return tape.no_grad(tape.scope, function() return self:project(self:forward(ids)) end)
 end
 
 --- Residual stream after the final norm; with { layers = true } a list: into each layer, then after the final norm. Not recorded.
@@ -118,7 +129,7 @@ function Model:token_nll(ids, opt)
     if not opt.target then rows, lengths = as_ids(ids) end
     local target = opt.target or M.next_targets(rows, lengths)
     local h = self:forward(rows or ids, opt)
-    local loss = require("espalier.eval.tokens").nll_and_kl({ hidden = h, weight = self:head() }, target)
+    local loss = require("espalier.eval.tokens").nll_and_kl(self:states(h), target)
     return loss, target
   end)
 end

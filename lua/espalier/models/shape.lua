@@ -251,6 +251,10 @@ function M.check(s, what)
   -- Sizes are walked layer by layer: a config that lies must not take hours to be refused.
   if s.layers > most_layers then fail("%s: layers is %.0f, want at most %d", what, s.layers, most_layers) end
   if s.head_dim % 2 ~= 0 then fail("%s: head_dim is %d, want an even number (rotary channels turn in pairs)", what, s.head_dim) end
+  local turning = math.floor(s.head_dim * (s.rope and s.rope.partial or 1))
+  if turning < 2 or turning > s.head_dim or turning % 2 ~= 0 then
+    fail("%s: rope.partial is %g, which turns %d of %d channels, want an even number from 2", what, s.rope.partial, turning, s.head_dim)
+  end
   for _, name in ipairs(M.by_layer) do
     local list = s[name]
     if type(list) == "table" and #list ~= s.layers then fail("%s: %s lists %d layers, want %d", what, name, #list, s.layers) end

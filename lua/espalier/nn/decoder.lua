@@ -1,10 +1,12 @@
---- The decoder: embedding, blocks, final norm, head. Its parameters have the names of Hugging Face's LLaMA.
+--- The decoder: embedding, blocks, final norm, head; what it is beyond a LLaMA, its shape says (models/shape.lua). Its parameters have the names of
+-- Hugging Face's models.
 
 local Module = require "espalier.nn.module"
 local layers = require "espalier.nn.layers"
 local blocks = require "espalier.nn.block"
 local rope = require "espalier.nn.rope"
 local shapes = require "espalier.models.shape"
+local tensor = require "espalier.tensor"
 local tape = require "espalier.tape"
 local fail = require "espalier.fail"
 
@@ -23,20 +25,18 @@ end
 --- nn.Decoder(shape [, { weights = { [hf_name] = tensor }, seed =, std = }]): weights that are not given are fresh.
 local function new(shape, opt)
   opt = opt or {}
-  for _, name in ipairs { "norm", "norms", "qk_norm", "activation", "gated", "biases", "window", "rotary", "query_scalar", "attention_cap",
-    "logit_cap", "embedding_scale" } do
-    if shapes.normal(shape)[name] ~= nil then fail("model: the decoder has no %s; it is a plain LLaMA", name) end
-  end
   local given = opt.weights or {}
   local stack = setmetatable({ layers = {} }, Stack)
   stack.embed_tokens = layers.Embedding { vocab = shape.vocab, size = shape.hidden, weight = given["model.embed_tokens.weight"],
-    seed = opt.seed, std = opt.std, stream = 0 }
+    scale = shape.embedding_scale == "root" and math.sqrt(shape.hidden) or 1, seed = opt.seed, std = opt.std, stream = 0 }
   for l = 0, shape.layers - 1 do
-    stack.layers[l + 1] = blocks.Block { hidden = shape.hidden, ffn = shapes.at(shape, "ffn", l), heads = shapes.at(shape, "heads", l),
-      kv_heads = shapes.at(shape, "kv_heads", l), head_dim = shape.head_dim, norm_eps = shape.norm_eps, weights = layer_weights(given, l),
-      seed = opt.seed, std = opt.std, stream = 16 * (l + 1) }
+    local own = { weights = layer_weights(given, l), seed = opt.seed, std = opt.std, stream = 16 * (l + 1) }
+    for name in pairs(shape) do own[name] = shapes.at(shape, name, l) end
+    own.biases = shape.biases
+    stack.layers[l + 1] = blocks.Block(own)
   end
-  stack.norm = layers.RMSNorm { size = shape.hidden, eps = shape.norm_eps, weight = given["model.norm.weight"] }
+  stack.norm = layers.norm(shape.norm, "norm", shape.hidden, { norm_eps = shape.norm_eps,
+    weights = { norm = given["model.norm.weight"], ["norm.bias"] = given["model.norm.bias"] } })
   local decoder = setmetatable({ shape = shape, model = stack }, Decoder)
   if not shape.tied then
     decoder.lm_head = layers.Linear { inputs = shape.hidden, outputs = shape.vocab, weight = given["lm_head.weight"], seed = opt.seed,
@@ -50,17 +50,43 @@ function Decoder:head()
   return self.lm_head and self.lm_head.weight or self.model.embed_tokens.weight
 end
 
--- Cosines and sines of `count` positions from `from` on; the tables grow by doubling, up to the context.
+-- Cosines and sines of `count` positions from `from` on; the tables grow by doubling, up to the context. Where they depend on the length of the run
+-- they are those of from + count positions.
 function Decoder:positions(from, count)
   local context = self.shape.context
   if from + count > context then
     fail("forward: %d positions asked for, the model's context is %d tokens", from + count, context)
+  end
+  if rope.grows(self.shape.rope) then
+    local cos, sin = rope.tables(from + count, self.shape.head_dim, self.shape.rope)
+    return cos:narrow(0, from, count), sin:narrow(0, from, count)
   end
   if not self.cos or self.cos.shape[1] < from + count then
     local size = math.min(context, math.max(256, 2 ^ math.ceil(math.log(from + count) / math.log(2))))
     self.cos, self.sin = tape.outside_scopes(rope.tables, size, self.shape.head_dim, self.shape.rope)
   end
   return self.cos:narrow(0, from, count), self.sin:narrow(0, from, count)
+end
+
+-- First key that each of T queries sees through a window, the first of them at position `from`: i32 [B,T], not below `first` (or nil).
+local function windowed(window, from, B, T, first)
+  local t, at = tensor.new({ B, T }, "i32"), first and tensor.contiguous(first):data()
+  local p = t:data()
+  for b = 0, B - 1 do
+    for i = 0, T - 1 do p[b * T + i] = math.max(at and at[b * T + i] or 0, from + i - window + 1) end
+  end
+  return t
+end
+
+-- A function that gives opt.first as layer l sees it; windows of one size share one tensor.
+function Decoder:firsts(opt, from, B, T)
+  local made = {}
+  return function(l)
+    local window = shapes.at(self.shape, "window", l) or 0
+    if window == 0 or window >= from + T then return opt.first end
+    made[window] = made[window] or windowed(window, from, B, T, opt.first)
+    return made[window]
+  end
 end
 
 --- Residual stream after the final norm, [B,T,hidden].
@@ -73,13 +99,15 @@ function Decoder:forward(ids, opt)
   opt = opt or {}
   local start = opt.from and opt.from.layer or 0
   local x = opt.from and opt.from.x or self.model.embed_tokens(ids)
-  local cos, sin = self:positions(opt.cache and opt.cache.length or 0, x.shape[2])
+  local from = opt.cache and opt.cache.length or 0
+  local cos, sin = self:positions(from, x.shape[2])
+  local first = self:firsts(opt, from, x.shape[1], x.shape[2])
   local recording = tape.recording()
   for l = start, self.shape.layers - 1 do
     local skip = opt.skip and opt.skip[l]
     if skip ~= true then
       local block = self.model.layers[l + 1]
-      local c = { cos = cos, sin = sin, first = opt.first, observe = opt.observe, layer = l, skip = skip, cache = opt.cache and opt.cache[l] }
+      local c = { cos = cos, sin = sin, first = first(l), observe = opt.observe, layer = l, skip = skip, cache = opt.cache and opt.cache[l] }
       if recording then
         x = block(x, c)
       else

@@ -1,10 +1,10 @@
---- Transformer layers as modules: Linear, RMSNorm, Embedding, Attention, GatedMLP, Block, Decoder, and what is needed to write one.
+--- Transformer layers as modules: Linear, RMSNorm, LayerNorm, Embedding, Attention, MLP, Block, Decoder, and what is needed to write one.
 --
 --   local block = esp.nn.Block { hidden = 64, ffn = 172, heads = 4, kv_heads = 2, head_dim = 16, seed = 1 }
 --   local y = block(x, { cos = cos, sin = sin })          -- esp.nn.rope.tables makes them
 
 local where = {
-  Linear = "layers", RMSNorm = "layers", Embedding = "layers", Attention = "attention", GatedMLP = "mlp", Block = "block",
+  Linear = "layers", RMSNorm = "layers", LayerNorm = "layers", Embedding = "layers", Attention = "attention", MLP = "mlp", Block = "block",
   Decoder = "decoder",
 }
 
