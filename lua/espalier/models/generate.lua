@@ -5,6 +5,7 @@ local tape = require "espalier.tape"
 local ops = require "espalier.ops"
 local core = require "espalier.ffi"
 local shapes = require "espalier.models.shape"
+local rope = require "espalier.nn.rope"
 local options = require "espalier.options"
 local fail = require "espalier.fail"
 
@@ -61,10 +62,18 @@ end
 function M.ids(model, ids, opt)
   local room = math.min(model.shape.context, #ids + opt.tokens)
   local new, input = {}, ids
+  local scaling = model.shape.rope.scaling
+  local longrope = scaling and scaling.type == "longrope"
   tape.no_grad(tape.scope, function()
     local cache = M.cache(model, room)
     for step = 1, opt.tokens do
       if cache.length + #input > room then break end
+      -- LongRoPE turns every key anew where the run passes the original context.
+      local before, after = cache.length, cache.length + #input
+      if longrope and rope.regime(model.shape.rope, before) ~= rope.regime(model.shape.rope, after) and before > 0 then
+        cache, input = M.cache(model, room), { unpack(ids) }
+        for _, id in ipairs(new) do input[#input + 1] = id end
+      end
       local id = tape.scope(function()
         local h = model:forward({ input }, { cache = cache })
         local last = tensor.view(tensor.clone(tensor.narrow(h, 1, #input - 1, 1)), { 1, model.shape.hidden })

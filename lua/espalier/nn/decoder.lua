@@ -51,19 +51,18 @@ function Decoder:head()
 end
 
 -- Cosines and sines of `count` positions from `from` on; the tables grow by doubling, up to the context. Where they depend on the length of the run
--- they are those of from + count positions.
+-- (rope.regime) they are those of from + count positions.
 function Decoder:positions(from, count)
   local context = self.shape.context
   if from + count > context then
     fail("forward: %d positions asked for, the model's context is %d tokens", from + count, context)
   end
-  if rope.grows(self.shape.rope) then
-    local cos, sin = rope.tables(from + count, self.shape.head_dim, self.shape.rope)
-    return cos:narrow(0, from, count), sin:narrow(0, from, count)
-  end
-  if not self.cos or self.cos.shape[1] < from + count then
-    local size = math.min(context, math.max(256, 2 ^ math.ceil(math.log(from + count) / math.log(2))))
-    self.cos, self.sin = tape.outside_scopes(rope.tables, size, self.shape.head_dim, self.shape.rope)
+  local length = from + count
+  local regime = rope.regime(self.shape.rope, length)
+  if not self.cos or self.cos.shape[1] < length or self.regime ~= regime then
+    local size = math.min(context, math.max(256, 2 ^ math.ceil(math.log(length) / math.log(2))))
+    self.cos, self.sin = tape.outside_scopes(rope.tables, size, self.shape.head_dim, self.shape.rope, length)
+    self.regime = regime
   end
   return self.cos:narrow(0, from, count), self.sin:narrow(0, from, count)
 end

@@ -89,9 +89,12 @@ local function attention_factor(s)
   return 1
 end
 
---- Do the tables of a longer run differ in the rows of a shorter one?
-function rope.grows(opt)
-  return opt.scaling ~= nil and (opt.scaling.type == "dynamic" or opt.scaling.type == "longrope")
+--- Runs of lengths of one regime have the same tables; 0 where the length says nothing.
+function rope.regime(opt, length)
+  local s = opt.scaling
+  if not s or length <= (s.original_context or length) then return 0 end
+  if s.type == "longrope" then return 1 end
+  return s.type == "dynamic" and length or 0
 end
 
 --- Channels of a head that turn.
@@ -99,7 +102,7 @@ function rope.channels(head_dim, opt)
   return math.floor(head_dim * (opt.partial or 1))
 end
 
---- Inverse frequencies of a head, for a run of so many positions in all (only some scalings ask: rope.grows).
+--- Inverse frequencies of a head, for a run of so many positions in all (only some scalings ask: rope.regime).
 function rope.frequencies(head_dim, opt, length)
   local list, s = plain(opt.theta, rope.channels(head_dim, opt)), opt.scaling
   if not s then return list end
