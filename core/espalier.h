@@ -258,7 +258,7 @@ enum esp_activation { ESP_SILU = 0, ESP_GELU_TANH = 1, ESP_RELU2 = 2 };
      * |p|; over rows the sum of (sum_t p)^2; over tokens the sum of sum g^2 */ \
     X(taylor_stats_acc, (esp_tensor *stats, const esp_tensor *x, const esp_tensor *g, int64_t width, int64_t first)) \
     /* stats[2,3] += of c = cos(a, b), a and b [B,T,C]: over tokens the sums of c and of arccos(c)/pi, over rows that of arccos(c)/pi at the \
-     * row's last token. A vector of zeros has c = 0 */ \
+     * row's last token. A vector of zeros has c = 0. The halves of stats may lie apart */ \
     X(angle_stats_acc, (esp_tensor *stats, const esp_tensor *a, const esp_tensor *b, const esp_tensor *lengths, int64_t first))
 
 #define ESP_PROTOTYPE(name, params) int esp_##name params;

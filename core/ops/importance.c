@@ -29,7 +29,6 @@ static int check_activation(const char *op, const char *arg, const esp_tensor *x
 static int check_stats(const char *op, const esp_tensor *stats, int ndim, const int64_t *shape, const char *why)
 {
     TRY(esp_check(op, "stats", stats, F64, ESP_WRITE));
-    TRY(esp_check_dense(op, "stats", stats));
     return esp_check_shape(op, "stats", stats, ndim, shape, why);
 }
 
@@ -65,6 +64,7 @@ int esp_channel_stats_acc(esp_tensor *stats, const esp_tensor *x, const esp_tens
     TRY(check_activation(op, "x", x));
     int64_t want[] = {2, STATS, x->shape[2]};
     TRY(check_stats(op, stats, 3, want, "two halves of eight sums for each channel of x"));
+    TRY(esp_check_dense(op, "stats", stats));
     TRY(check_lengths(op, lengths, x));
     return esp_backend_of(stats)->channel_stats_acc(stats, x, lengths, first);
 }
@@ -128,6 +128,7 @@ int esp_taylor_stats_acc(esp_tensor *stats, const esp_tensor *x, const esp_tenso
     }
     int64_t want[] = {2, TAYLOR, x->shape[2] / width};
     TRY(check_stats(op, stats, 3, want, "two halves of four sums for each group of channels"));
+    TRY(esp_check_dense(op, "stats", stats));
     return esp_backend_of(stats)->taylor_stats_acc(stats, x, g, width, first);
 }
 
@@ -187,6 +188,7 @@ int esp_angle_stats_acc(esp_tensor *stats, const esp_tensor *a, const esp_tensor
     TRY(check_activation(op, "b", b));
     TRY(esp_check_shape(op, "b", b, 3, a->shape, "shape of a"));
     TRY(check_stats(op, stats, 2, want, "two halves of three sums"));
+    TRY(esp_check_last_dense(op, "stats", stats));
     TRY(check_lengths(op, lengths, a));
     return esp_backend_of(stats)->angle_stats_acc(stats, a, b, lengths, first);
 }
@@ -237,7 +239,7 @@ int esp_cpu_angle_stats_acc(esp_tensor *stats, const esp_tensor *x, const esp_te
     if (!(a.partial = esp_malloc(blocks * ANGLES * 8))) return ESP_EMEM;
     int code = esp_parallel(blocks, angle_block, &a);
     for (int64_t i = 0; code == ESP_OK && i < blocks * ANGLES; i++) {
-        a.stats[half_of(&a, i / ANGLES / blocks_a_row(x)) * ANGLES + i % ANGLES] += a.partial[i];
+        a.stats[half_of(&a, i / ANGLES / blocks_a_row(x)) * stats->stride[0] + i % ANGLES] += a.partial[i];
     }
     esp_free(a.partial);
     return code;

@@ -24,8 +24,8 @@ for _, name in ipairs { "stories260K", "babyllama" } do
     local blocks = {}
     for n in pairs(figures.drop) do blocks[#blocks + 1] = tonumber(n) end
     table.sort(blocks)
-    local stats = esp.importance.measure(model, gold.ids, { depth = blocks, batch = 16, quiet = true })
-    opened = { model = model, gold = gold, figures = figures, stats = stats, dir = dir }
+    local stats = esp.importance.measure(model, gold.ids, { depth = blocks, grads = true, batch = 16, quiet = true })
+    opened = { model = model, gold = gold, figures = figures, stats = stats }
     return opened
   end
 
@@ -54,14 +54,39 @@ for _, name in ipairs { "stories260K", "babyllama" } do
     t.ok(checked == 36 * o.model.shape.layers, "too few scores compared")
   end)
 
-  t.test("block influence and layers left out of " .. name, function()
+  t.test("scores by weights and gradients of " .. name, function()
+    local o = open()
+    for l = 0, o.model.shape.layers - 1 do
+      for _, metric in ipairs { "flap", "contribution", "magnitude", "taylor_weight" } do
+        relative(o.stats:score { axis = "ffn", layer = l, metric = metric }, o.gold["score." .. l .. ".ffn." .. metric], 1e-4, metric .. l)
+      end
+      for _, site in ipairs { "norm1", "norm2", "attention", "ffn" } do
+        local axis = (site == "attention" or site == "ffn") and site or "hidden"
+        local key, named = "score." .. l .. "." .. site .. ".taylor", axis == "hidden" and site or nil
+        local signed = o.stats:score { axis = axis, layer = l, site = named, metric = "taylor" }
+        -- The signed sum cancels: it is held to the sum of absolute values.
+        local most = o.gold[key .. "_abs"]:abs():max(0):item()
+        t.near(largest(signed, o.gold[key]) / most, 0, 1e-4, key)
+        relative(o.stats:score { axis = axis, layer = l, site = named, metric = "taylor_abs" }, o.gold[key .. "_abs"], 1e-4, key)
+      end
+    end
+  end)
+
+  t.test("block influence, angles and layers left out of " .. name, function()
     local o = open()
     t.near(o.model:loss(o.gold.ids), o.figures.nll, 1e-5, "nll")
     t.near(o.stats:score { axis = "layers" }, o.figures.bi, 1e-5, "bi")
+    for n, list in pairs(o.figures.angular) do
+      t.near(o.stats:score { axis = "layers", metric = "angular", block = tonumber(n) }, list, 1e-5, "angular " .. n)
+      t.near(o.stats:score { axis = "layers", metric = "angular", block = tonumber(n), last = true }, o.figures.angular_last_token[n], 1e-5,
+        "angular, last token " .. n)
+    end
     for n, list in pairs(o.figures.drop) do
+      local nll = o.stats:score({ axis = "layers", metric = "nll", block = tonumber(n) }):table()
+      local kl = o.stats:score({ axis = "layers", metric = "kl", block = tonumber(n) }):table()
+      t.equal(#nll, #list)
       for i, want in ipairs(list) do
-        local got = o.stats.left_out[tonumber(n)][i]
-        t.near({ got.nll, got.kl }, want, 1e-5 * math.max(1, want[1]), string.format("without %s layers from %d", n, i - 1))
+        t.near({ nll[i], kl[i] }, want, 1e-5 * math.max(1, want[1]), string.format("without %s layers from %d", n, i - 1))
       end
     end
   end)
@@ -93,9 +118,18 @@ for _, name in ipairs { "stories260K", "babyllama" } do
     local again = esp.importance.load(path)
     t.equal(again:score { axis = "hidden" }, o.stats:score { axis = "hidden" })
     t.equal(again:score { axis = "layers", metric = "kl" }, o.stats:score { axis = "layers", metric = "kl" })
-    local a = esp.importance.measure(o.model, tensor.contiguous(tensor.narrow(o.gold.ids, 0, 0, 24)), { quiet = true })
-    local b = esp.importance.measure(o.model, tensor.contiguous(tensor.narrow(o.gold.ids, 0, 24, 40)), { quiet = true })
-    t.near(a:merge(b):score { axis = "ffn", layer = 1 }, o.stats:score { axis = "ffn", layer = 1 }, 1e-4)
+    t.equal(again:score { axis = "hidden", metric = "taylor_weight" }, o.stats:score { axis = "hidden", metric = "taylor_weight" })
+    t.equal(again:hash(), o.stats:hash())
+    local function shard(from, n)
+      return esp.importance.measure(o.model, tensor.contiguous(tensor.narrow(o.gold.ids, 0, from, n)), { batch = 8, quiet = true })
+    end
+    local merged = shard(0, 32):merge(shard(32, 32))
+    relative(merged:score { axis = "ffn", layer = 1 }, o.stats:score { axis = "ffn", layer = 1 }, 1e-6, "merged")
+    local sizes = { hidden = o.figures.pruned.hidden.hidden, ffn = o.figures.pruned.ffn.ffn, heads = o.figures.pruned.heads.heads }
+    local sets = merged:rank {}:kept(sizes)
+    for _, axis in ipairs { "hidden", "ffn", "heads" } do
+      t.equal(sets[axis], o.figures.pruned[axis].kept[axis], "kept by merged halves: " .. axis)
+    end
     t.write(path, "no HDF5")
     t.fails("cannot read", esp.importance.load, path)
   end)

@@ -240,9 +240,11 @@ covers({ "angle_stats_acc" }, "cosines and angles by half; a vector of zeros has
       rows.compare(rows.flat(stats), want, 1e-6, "stats")
     end
   end
-  local x, stats = random({ 1, 2, 3 }, 1), tensor.zeros({ 2, 3 }, "f64")
+  local x, wide = random({ 1, 2, 3 }, 1), tensor.zeros({ 2, 4, 3 }, "f64")
+  local stats = wide:select(1, 2)
   c.angle_stats_acc(stats.c, x.c, x.c, nil, 0)
   t.near(stats:table(), { { 2, 0, 0 }, { 0, 0, 0 } }, 1e-7, "the same vectors")
+  t.near(wide:sum(0):sum(0), { 2, 0, 0 }, 1e-7, "and nowhere else")
   x:fill(0 / 0)
   c.angle_stats_acc(stats.c, x.c, x.c, nil, 0)
   t.ok(stats:table()[1][1] ~= stats:table()[1][1], "NaN stays")

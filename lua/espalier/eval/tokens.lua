@@ -14,30 +14,53 @@ local function project(s, hidden, states)
   if states.cap then c.softcap(s.c, s.c, states.cap) end
 end
 
---- nll, kl: f32 [N]; kl is nil without `full`. states: { hidden [B,T,C], weight [V,C], cap } (model:states) of the model scored;
--- target: i32 [B,T], -1 where there is
--- nothing to predict (nll 0 there); full: the states of the fuller model: kl = KL(full || model), in nats.
-function M.nll_and_kl(states, target, full)
+-- Logits of one chunk after the other: visit(s, t, part, n), where part(x) is the chunk of an [N,..] tensor.
+local function each_chunk(states, full, count, visit)
+  local size, V = math.min(M.chunk, count), states.weight.shape[1]
+  local function flat(x) return tensor.view(x, { count, x.shape[#x.shape] }) end
+  local s, t = tensor.new { size, V }, full and tensor.new { size, V }
+  local a, b = flat(states.hidden), full and flat(full.hidden)
+  for at = 0, count - 1, size do
+    local n = math.min(size, count - at)
+    local function part(x) return tensor.narrow(x, 0, at, n) end
+    local own, other = tensor.narrow(s, 0, 0, n), full and tensor.narrow(t, 0, 0, n)
+    project(own, part(a), states)
+    if full then project(other, part(b), full) end
+    visit(own, other, part, n)
+  end
+end
+
+-- What nll_and_kl and compare share; changes: also the lengths of changes of logits.
+local function measure(states, target, full, changes)
   return tape.no_grad(tape.scope, function()
-    local count, V = target:count(), states.weight.shape[1]
-    local size = math.min(M.chunk, count)
-    local function flat(x) return tensor.view(x, { count, x.shape[#x.shape] }) end
-    local s, t = tensor.new { size, V }, full and tensor.new { size, V }
-    local a, b, labels, ones = flat(states.hidden), full and flat(full.hidden), tensor.view(target, { count }), tensor.full({ size }, 1)
-    local nll, kl = tensor.new { count }, full and tensor.new { count }
-    for at = 0, count - 1, size do
-      local n = math.min(size, count - at)
-      local function first(x) return tensor.narrow(x, 0, 0, n) end
-      local function part(x) return tensor.narrow(x, 0, at, n) end
-      project(first(s), part(a), states)
-      c.cross_entropy(part(nll).c, nil, first(s).c, part(labels).c, first(ones).c)
-      if full then
-        project(first(t), part(b), full)
-        c.kl(part(kl).c, nil, first(s).c, first(t).c, first(ones).c, 1)
+    local count = target:count()
+    local labels, ones = tensor.view(target, { count }), tensor.full({ math.min(M.chunk, count) }, 1)
+    local v = { nll = tensor.new { count }, kl = full and tensor.new { count }, logits = changes and tensor.new { count },
+      full_logits = changes and tensor.new { count } }
+    each_chunk(states, full, count, function(s, t, part, n)
+      local one = tensor.narrow(ones, 0, 0, n)
+      c.cross_entropy(part(v.nll).c, nil, s.c, part(labels).c, one.c)
+      if full then c.kl(part(v.kl).c, nil, s.c, t.c, one.c, 1) end
+      if changes then
+        c.norm(part(v.full_logits).c, t.c, 1)
+        c.sub(s.c, s.c, t.c)
+        c.norm(part(v.logits).c, s.c, 1)
       end
-    end
-    return nll, kl
+    end)
+    return v
   end)
+end
+
+--- nll, kl: f32 [N]; kl is nil without `full`. states: { hidden [B,T,C], weight [V,C], cap } (model:states) of the model scored; target:
+-- i32 [B,T], -1 where there is nothing to predict (nll 0 there); full: the states of the fuller model: kl = KL(full || model), in nats.
+function M.nll_and_kl(states, target, full)
+  local v = measure(states, target, full)
+  return v.nll, v.kl
+end
+
+--- As nll_and_kl, in a table, and by token the lengths of the change of the logits (`logits`) and of the full ones (`full_logits`).
+function M.compare(states, target, full)
+  return measure(states, target, full, true)
 end
 
 --- Sums over the documents of rows, appended to lists: by the boundaries of `first` (i32 [B,T], where a token's document begins in its row).

@@ -4,127 +4,261 @@ local core = require "espalier.ffi"
 local tensor = require "espalier.tensor"
 local tape = require "espalier.tape"
 local statistics = require "espalier.importance.statistics"
+local batches = require "espalier.importance.batches"
+local collect = require "espalier.importance.collect"
+local gradients = require "espalier.importance.gradients"
+local weights = require "espalier.importance.weights"
 local depth = require "espalier.importance.depth"
-local models = require "espalier.models.model"
+local score = require "espalier.importance.score"
+local gently = require "espalier.importance.gently"
 local shapes = require "espalier.models.shape"
+local hash_of = require "espalier.models.hash"
+local file = require "espalier.io.file"
 local budget = require "espalier.budget"
+local progress = require "espalier.progress"
+local quantity = require "espalier.quantity"
 local options = require "espalier.options"
 local fail = require "espalier.fail"
 
-local c = core.ops
 local M = { load = statistics.load }
 
--- Sums [2,8,n] of a site, made when first seen.
-local function sums_for(stats, l, site, n)
-  local layer = stats.sums[l + 1]
-  layer[site] = layer[site] or tape.outside_scopes(tensor.zeros, { 2, 8, n }, "f64")
-  return layer[site]
+--- Which layers can go, by running the model without them; see leave_out.lua.
+function M.leave_out(model, data, opt)
+  return require("espalier.importance.leave_out").leave_out(model, data, opt)
 end
 
--- Length of each head's part of x [B,T,H*D] at each token: [B,T,H].
-local function head_lengths(x, head_dim)
-  local B, T, n = x.shape[1], x.shape[2], x.shape[3] / head_dim
-  local y = tensor.new { B, T, n }
-  c.norm(y.c, tensor.view(x, { B, T, n, head_dim }).c, 3)
-  return y
-end
+-- ---- what is asked ----
 
-local function observer(stats)
-  local input, angles = nil, tape.outside_scopes(tensor.zeros, { 2, 3 }, "f64")
-  local counted = { norm1 = true, norm2 = true, attention = true, ffn = true }
-  return function(site, l, t)
-    if site == "in" then
-      input = tape.outside_scopes(tensor.clone, t)
-    elseif site == "out" then
-      angles:fill(0)
-      c.angle_stats_acc(angles.c, input.c, t.c, nil, stats.rows)
-      local p = angles:data()
-      stats.cosine[l + 1] = (stats.cosine[l + 1] or 0) + p[0] + p[3]
-      input:free()
-    elseif counted[site] then
-      c.channel_stats_acc(sums_for(stats, l, site, t.shape[3]).c, t.c, nil, stats.rows)
-      if site == "attention" then
-        local lengths = head_lengths(t, stats.shape.head_dim)
-        c.channel_stats_acc(sums_for(stats, l, "heads", lengths.shape[3]).c, lengths.c, nil, stats.rows)
-      end
-    end
-  end
-end
-
--- Batches of the calibration data: a function that gives ids, first, target, or nil at the end; and the number of batches.
-local function batches(data, size)
-  local ids = not (data.batch and data.rows) and (models.as_ids(data))
-  local rows = ids and ids.shape[1] or data:rows()
-  local at = 0
-  return function()
-    if at >= rows then return nil end
-    local n = math.min(size, rows - at)
-    at = at + n
-    if not ids then
-      local b = data:batch(at - n, n)
-      return b.ids, b.first, b.target
-    end
-    local part, lengths = tensor.contiguous(tensor.narrow(ids, 0, at - n, n)), {}
-    for i = 1, n do lengths[i] = ids.shape[2] end
-    return part, nil, models.next_targets(part, lengths)
-  end, math.ceil(rows / size), rows, ids and ids.shape[2] or data.seq
-end
-
-local function blocks_of(opt, layers)
-  if not opt.depth then return {} end
-  local list = type(opt.depth) == "table" and opt.depth or { 1 }
-  for _, n in ipairs(list) do
+-- opt.depth as { blocks, parts, task } or nil.
+local function depth_of(given, layers)
+  if not given then return nil end
+  local d = given == true and {} or given
+  if type(d) ~= "table" then fail("measure: depth is %s, want true, a list of block sizes or { blocks =, parts =, task = }", tostring(given)) end
+  if #d > 0 then d = { blocks = d } end
+  d = options.check("measure: depth", d, { blocks = { "list", default = { 1 } }, parts = { "list", default = { "layer" } }, task = { "func" } })
+  for _, n in ipairs(d.blocks) do
     if type(n) ~= "number" or n < 1 or n >= layers then fail("measure: depth: a block of %s layers of %d", tostring(n), layers) end
   end
+  local list = {}
+  for _, part in ipairs(d.parts) do
+    if part ~= "layer" and part ~= "attention" and part ~= "mlp" then
+      fail("measure: depth: part '%s', want layer, attention or mlp", tostring(part))
+    end
+    for _, n in ipairs(part == "layer" and d.blocks or { 1 }) do
+      list[#list + 1] = { key = part .. "." .. n, candidates = depth.candidates(layers, part, n) }
+    end
+  end
+  return { scans = list, task = d.task }
+end
+
+local sites_of = { ffn = { "ffn" }, heads = { "attention" }, kv_heads = { "attention" }, attention = { "attention" }, hidden = { "norm1", "norm2" } }
+
+-- The reductions that metrics declare: { name, sites, of, merge } each.
+local function reductions_of(metrics, facts)
+  local list = {}
+  for _, given in ipairs(metrics or {}) do
+    local metric = score.metric(given)
+    if not metric.collect then
+      fail("measure: metric '%s' declares no statistic (collect = { name = { of = function(x) .. end } }), so it needs no measuring",
+        type(given) == "string" and given or "of the recipe")
+    end
+    for name, r in pairs(metric.collect) do
+      if type(r) == "function" then r = { of = r } end
+      local merge = r.merge or "sum"
+      if type(r.of) ~= "function" or (merge ~= "sum" and merge ~= "max") then
+        fail("measure: statistic '%s' wants of = function(x) and merge = \"sum\" or \"max\"", tostring(name))
+      end
+      local sites = {}
+      for _, axis in ipairs(metric.axes or { "ffn" }) do for _, site in ipairs(sites_of[axis] or {}) do sites[site] = true end end
+      list[#list + 1] = { name = name, sites = sites, of = r.of, merge = merge }
+      facts.reductions[name] = merge
+    end
+  end
+  table.sort(list, function(a, b) return a.name < b.name end)
   return list
 end
 
--- The weights, what one batch keeps at its widest, for a scan of depth the stream into every layer, and two chunks of logits.
-local function refuse_if_too_big(model, tokens_a_row, batch, scans)
-  local s, widest = model.shape, 0
-  for l = 0, s.layers - 1 do widest = math.max(widest, 3 * shapes.at(s, "ffn", l) + 4 * shapes.at(s, "heads", l) * s.head_dim) end
-  local a_row = 4 * tokens_a_row * (widest + 6 * s.hidden + (scans and s.layers * s.hidden or 0))
-  local fixed = 4 * shapes.parameters(s) + 8 * 256 * s.vocab
+-- The weights, what one batch keeps at its widest (all of it where gradients are recorded), the stream into every layer, two chunks of logits.
+local function refuse_if_too_big(model, source, opt)
+  local s, widest, all = model.shape, 0, 0
+  for l = 0, s.layers - 1 do
+    local own = 4 * shapes.at(s, "ffn", l) + 6 * shapes.at(s, "heads", l) * s.head_dim
+    widest, all = math.max(widest, own), all + own + 6 * s.hidden
+  end
+  local a_row = 4 * source.seq * ((opt.grads and all or widest) + (8 + s.layers) * s.hidden)
+  local fixed = 4 * shapes.parameters(s) * (opt.grads and 2 or 1) + 8 * 256 * s.vocab
   local fits = math.floor((tonumber(core.C.esp_memory_available()) - fixed) / a_row)
-  budget.refuse_if_too_big("measure", fixed + batch * a_row, fits >= 1 and "batch = " .. fits .. " would fit" or "no batch fits beside the model")
+  budget.refuse_if_too_big("measure", fixed + math.min(opt.batch, source.rows) * a_row,
+    fits >= 1 and "batch = " .. fits .. " would fit" or "no batch fits beside the model")
 end
 
---- One forward pass over calibration data: esp.importance.measure(model, data [, opt]) -> statistics.
--- data: rows of esp.data (64 rows of 1,024 tokens are the default size of a sample), an i32 tensor [rows, tokens], or a table of rows of one length.
--- opt.depth: true, or a list of block sizes: also NLL and KL with each block of so many layers left out. opt.batch: rows at a time (4);
--- opt.time: stop after that long ("10min"); opt.quiet. The first batch is timed; then how long it will take is said.
+-- ---- one batch ----
+
+local function add_counts(stats, batch)
+  local target, T = batch.target:data(), batch.ids.shape[2]
+  for b, n in ipairs(batch.counts) do
+    local half = stats.counts[(batch.row + b - 1) % 2 + 1]
+    if n > 0 then half.rows, half.tokens = half.rows + 1, half.tokens + n end
+    for t = (b - 1) * T, (b - 1) * T + n - 1 do if target[t] >= 0 then half.predictions = half.predictions + 1 end end
+  end
+end
+
+local function one_batch(job, batch)
+  local model, stats, collector = job.model, job.stats, job.collector
+  local forward = { first = batch.first, observe = collector:observer(batch) }
+  local hidden
+  if job.opt.grads then hidden = model:forward(batch.ids, forward)
+  else hidden = tape.no_grad(model.forward, model, batch.ids, forward) end
+  collector:angles()
+  for _, scan in ipairs(job.depth and job.depth.scans or {}) do
+    local sums = stats.left_out[scan.key]
+    if not sums then
+      sums = tape.outside_scopes(tensor.zeros, { 2, #scan.candidates, depth.columns }, "f64")
+      stats.left_out[scan.key] = sums
+    end
+    depth.scan(model, batch, collector.streams, hidden, scan.candidates, sums)
+  end
+  if job.opt.grads then
+    gradients.backward(model, hidden, batch)
+    collector:products()
+  end
+  add_counts(stats, batch)
+end
+
+-- ---- the pass ----
+
+-- Statistics of the same question in opt.out whose rows are the first of this data: they are gone on from.
+local function go_on(job, source)
+  local out, stats = job.opt.out, job.stats
+  if not out or not file.kind(out) then return 0, "" end
+  local old = statistics.load(out)
+  for _, what in ipairs { "model", "tokenizer", "asked" } do
+    if old.facts[what] ~= stats.facts[what] then
+      fail("measure: %s holds statistics of another %s (%s, here %s); name another file or remove it", out, what == "asked" and "question" or what,
+        tostring(old.facts[what]), tostring(stats.facts[what]))
+    end
+  end
+  local known = old.facts.data
+  if #known ~= 1 or known[1].rows > source.rows then
+    fail("measure: %s holds %d rows of other data, this has %d", out, old:total "rows", source.rows)
+  end
+  local digest, at = "", 0
+  while at < known[1].rows do
+    local n = math.min(64, known[1].rows - at)
+    digest = tape.scope(function() return batches.digest(digest, source.read(at, n)) end)
+    at = at + n
+  end
+  if digest ~= known[1].digest then fail("measure: the first %d rows of %s are of other data; name another file or remove it", at, out) end
+  old.model = stats.model
+  job.stats = old
+  if at > 0 and at < source.rows then
+    job.resumed = true
+    old:forget_wholes()
+    if not job.opt.quiet then print(string.format("measure: %s has %d of %d rows; it goes on from there", out, at, source.rows)) end
+  end
+  return at, digest
+end
+
+local function finish(job)
+  local stats = job.stats
+  if job.opt.grads and not job.resumed then weights.taylor(stats, job.model) end
+  if job.depth and job.depth.task then
+    for _, scan in ipairs(job.depth.scans) do
+      stats.left_out[scan.key .. ".task"] = tape.outside_scopes(tensor.of, depth.task(job.model, scan.candidates, job.depth.task), { dtype = "f64" })
+    end
+  end
+  if job.opt.out then stats:save(job.opt.out) end
+end
+
+-- Walks through the data; true where somebody stopped it.
+local function walk(job, source, stop)
+  local opt, C = job.opt, core.C
+  local at, digest = go_on(job, source)
+  local stats = job.stats
+  if at == source.rows then return false, true end
+  job.collector = collect.new(stats, job.model, { grads = opt.grads, reductions = job.reductions })
+  local count, start, saved = math.ceil((source.rows - at) / opt.batch), C.esp_clock(), C.esp_clock()
+  local watch = budget.watch { what = "measure", steps = count, time = opt.time, quiet = opt.quiet }
+  local bar, stopped = progress.new { label = "measure", total = source.rows, done = at, quiet = opt.quiet }, false
+  for step = 1, count do
+    local n = math.min(opt.batch, source.rows - at)
+    tape.scope(function()
+      local batch = source.read(at, n)
+      local ok, problem = pcall(one_batch, job, batch)
+      job.collector:done()
+      if not ok then error(problem, 0) end
+      digest = batches.digest(digest, batch)
+    end)
+    at = at + n
+    stats.facts.data = { { digest = digest, rows = at } }
+    if C.esp_clock() - start > 2 then
+      bar:update(at, quantity.show_count(stats:total "tokens" / (C.esp_clock() - start)) .. " tok/s")
+    end
+    stopped = stop()
+    if stopped then C.esp_interrupt_clear() end
+    local late = watch:step(step)
+    if (stopped or late) and at < source.rows then break end
+    if opt.out and C.esp_clock() - saved > 60 and at < source.rows then
+      stats:save(opt.out)
+      saved = C.esp_clock()
+    end
+  end
+  if at < source.rows then bar:stop() end
+  return stopped and at < source.rows
+end
+
+-- Is a recipe running, rather than somebody at the prompt?
+local function in_recipe()
+  local args = rawget(_G, "arg")
+  return args and tostring(args[0]):match "%.lua$" ~= nil
+end
+
+local function tell_stop(job, source)
+  local text = string.format("measure: stopped after %d of %d rows", job.stats:total "rows", source.rows)
+  if job.opt.out then fail("%s; they are kept in %s, and the same call goes on", text, job.opt.out) end
+  if in_recipe() then fail("%s (interrupted; with out = \"FILE\" they would be kept)", text) end
+  print(text .. "; these statistics hold what was done")
+end
+
+--- One pass over calibration data: esp.importance.measure(model, data [, opt]) -> statistics, from which stats:score, rank, show and esp.prune
+-- answer without the model.
+-- data: rows of esp.data (64 rows are drawn where no sample was), an i32 tensor [rows, tokens], or a table of rows.
+-- grads: true also collects products of activations and gradients (a second pass, backward) for taylor, fisher and their kin. depth: also the
+-- losses with layers left out: true (each layer), a list of block sizes, or { blocks = { 1, 2 }, parts = { "layer", "attention", "mlp" },
+-- task = function(model) .. end }.
+-- metrics: a list of metrics (names or tables) whose own statistics are to be collected. out: a file of the statistics: written when done, every
+-- minute and on Ctrl-C; the same call goes on from it, and with more rows of the same data extends it. batch: rows at a time (4); time: stop
+-- after that long ("10min"); quiet. Without out, Ctrl-C at the prompt returns the statistics of the rows that were done.
 function M.measure(model, data, opt)
-  opt = options.check("esp.importance.measure", opt, { depth = { "any" }, batch = { "int", default = 4 }, time = { "seconds" },
-    quiet = { "bool", default = false } })
+  opt = options.check("esp.importance.measure", opt, { depth = { "any" }, grads = { "bool", default = false }, metrics = { "list" },
+    out = { "path" }, batch = { "int", default = 4 }, time = { "seconds" }, quiet = { "bool", default = false } })
   if type(model) ~= "table" or not model.decoder then fail("measure: the first argument is %s, want a model", type(model)) end
   if data == nil then fail("measure: the calibration data is missing") end
-  if data.bind then
-    data:use(model, "measure")
-    if data:rows() > 64 and not data.taken then data = data:sample(64) end
-  end
-  local stats = statistics.new(model.shape, { model = model.source, data = type(data) == "table" and data.hash or nil })
-  stats.model = model
-  for l = 1, model.shape.layers do stats.sums[l] = {} end
-  local blocks, sums, observe = blocks_of(opt, model.shape.layers), {}, observer(stats)
-  local next_batch, count, rows, tokens_a_row = batches(data, opt.batch)
-  refuse_if_too_big(model, tokens_a_row, math.min(opt.batch, rows), opt.depth)
-  local watch = budget.watch { what = "measure", steps = count, time = opt.time, quiet = opt.quiet }
-  for step = 1, count do
-    local done = tape.no_grad(tape.scope, function()
-      local ids, first, target = next_batch()
-      model:forward(ids, { first = first, observe = observe })
-      depth.scan(model, ids, { first = first }, target, blocks, sums)
-      stats.rows, stats.tokens = stats.rows + ids.shape[1], stats.tokens + ids:count()
-      return watch:step(step)
-    end)
-    if done then break end
-  end
-  if rows == 0 then fail("measure: the calibration data has no rows") end
-  for n, list in pairs(sums) do
-    stats.left_out[n] = {}
-    for i, sum in ipairs(list) do stats.left_out[n][i] = { nll = sum[1] / sum[2], kl = sum[3] / sum[4] } end
-  end
-  return stats
+  if opt.batch < 1 then fail("measure: batch = %d, want 1 or more rows", opt.batch) end
+  data = batches.bind(model, data)
+  local source = batches.of(data, opt.batch)
+  refuse_if_too_big(model, source, opt)
+  local job = { model = model, opt = opt, depth = depth_of(opt.depth, model.shape.layers) }
+  local facts = { model = hash_of(model), source = model.source, reductions = {}, grads = opt.grads or nil,
+    tokenizer = type(data) == "table" and data.tokenizer and data.tokenizer:hash() or nil }
+  job.reductions = reductions_of(opt.metrics, facts)
+  local asked = { opt.grads and "grads" or "no grads" }
+  for _, scan in ipairs(job.depth and job.depth.scans or {}) do asked[#asked + 1] = scan.key end
+  for _, r in ipairs(job.reductions) do asked[#asked + 1] = r.name end
+  facts.asked = table.concat(asked, " ")
+  job.stats = statistics.new(model.shape, facts)
+  job.stats.model = model
+  weights.collect(job.stats, model)
+  local unwatch = opt.grads and gradients.watch_weights(model)
+  local ok, result = gently.run(function(stop)
+    local stopped, done_before = walk(job, source, stop)
+    if not done_before then finish(job) end
+    return stopped
+  end)
+  if unwatch then unwatch() end
+  if not ok then error(result, 0) end
+  if result then tell_stop(job, source) end
+  return job.stats
 end
 
 return M

@@ -1,67 +1,61 @@
 --- A ranking: a metric for each axis, and the sets of indices it keeps at a size. Ties go to the lower index; kept indices ascend.
 
+local tensor = require "espalier.tensor"
+local tape = require "espalier.tape"
+local ops = require "espalier.ops"
+local core = require "espalier.ffi"
+local score = require "espalier.importance.score"
 local shapes = require "espalier.models.shape"
+local options = require "espalier.options"
 local fail = require "espalier.fail"
 
 local M = {}
 local Ranking = {}
 Ranking.__index = Ranking
 
+--- What a ranking may say of an axis: the options of stats:score, and
+--   within      "layer": each layer keeps its own best; "network": all layers compete, so that their sizes differ; "shared": scores summed over
+--               the layers, one set for all (2407.14679 can be read so)
+--   normalise   "none", or "standard": each layer's scores to mean 0 and deviation 1 before layers compete (2312.11983)
+--   contiguous  layers: the block of layers that goes is one piece;  protect: { first, last }: so many layers at the ends always stay
+local spec_options = { within = { "string", default = "layer", one_of = { "layer", "network", "shared" } },
+  normalise = { "string", default = "none", one_of = { "none", "standard" } }, contiguous = { "bool", default = false },
+  protect = { "list", default = { 0, 0 } } }
+for name, rule in pairs(score.options) do spec_options[name] = rule end
+
+local ranked = { "hidden", "ffn", "heads", "kv_heads", "head_dim", "layers" }
+
+local function axis_spec(axis, given)
+  local opt = type(given) == "table" and not given.score and given or { metric = given }
+  local own = {}
+  for k, v in pairs(opt) do own[k] = v end
+  own.axis = axis
+  own = options.check("stats:rank: " .. axis, own, spec_options)
+  if own.metric then score.metric(own.metric, axis) end
+  return own
+end
+
+--- stats:rank(spec): spec[axis] is the name of a metric, a metric, or a table of the options above.
 function M.new(stats, spec)
-  for axis in pairs(spec) do
-    if not ({ ffn = 1, heads = 1, hidden = 1, layers = 1 })[axis] then
-      fail("stats:rank: unknown axis '%s', want ffn, heads, hidden or layers", tostring(axis))
-    end
+  local own = {}
+  for axis, given in pairs(spec) do
+    local known = false
+    for _, a in ipairs(ranked) do known = known or a == axis end
+    if not known then fail("stats:rank: unknown axis '%s', want %s", tostring(axis), table.concat(ranked, ", ")) end
+    own[axis] = axis_spec(axis, given)
   end
-  return setmetatable({ stats = stats, spec = spec }, Ranking)
+  return setmetatable({ stats = stats, spec = own, defaults = {} }, Ranking)
 end
 
-local function ask(self, axis, l, model)
-  local given = self.spec[axis]
-  local opt = { axis = axis, layer = l, model = model }
-  if type(given) == "table" and given.score then opt.metric = given
-  elseif type(given) == "table" then for k, v in pairs(given) do opt[k] = v end
-  else opt.metric = given end
-  local scores = self.stats:score(opt):table()
-  for i, s in ipairs(scores) do
-    if s ~= s then fail("the score of %s %d%s is NaN; the calibration pass or the weights held NaN", axis, i - 1, l and " in layer " .. l or "") end
-  end
-  return scores
+function Ranking:of(axis)
+  if self.spec[axis] then return self.spec[axis] end
+  self.defaults[axis] = self.defaults[axis] or axis_spec(axis, nil)
+  return self.defaults[axis]
 end
 
---- Indices of a list of scores, from 0, from the highest score; ties by the index.
-function M.order(scores)
-  local order = {}
-  for i = 1, #scores do order[i] = i - 1 end
-  table.sort(order, function(a, b) return scores[a + 1] > scores[b + 1] or (scores[a + 1] == scores[b + 1] and a < b) end)
-  return order
-end
-
---- The n best of a list of scores: indices from 0, ascending.
-function M.best(scores, n)
-  local order, kept = M.order(scores), {}
-  for i = 1, n do kept[i] = order[i] end
-  table.sort(kept)
-  return kept
-end
-
-local function sum_of(scores, from, n)
-  local sum = 0
-  for i = from + 1, from + n do sum = sum + scores[i] end
-  return sum
-end
-
--- Groups by the sum of their heads, then inside each kept group the best heads.
-local function heads_of(scores, groups, keep_groups, keep_heads)
-  local each, sums, kept = #scores / groups, {}, {}
-  for g = 0, groups - 1 do sums[g + 1] = sum_of(scores, g * each, each) end
-  local best_groups = M.best(sums, keep_groups)
-  for _, g in ipairs(best_groups) do
-    local own = {}
-    for i = 1, each do own[i] = scores[g * each + i] end
-    for _, h in ipairs(M.best(own, keep_heads / keep_groups)) do kept[#kept + 1] = g * each + h end
-  end
-  return kept, best_groups
+--- The same questions asked of other statistics.
+function Ranking:with(stats)
+  return setmetatable({ stats = stats, spec = self.spec, defaults = self.defaults }, Ranking)
 end
 
 -- What a size says of layer l: itself, or the entry of a list by layer.
@@ -70,64 +64,286 @@ local function at(size, l)
   return size
 end
 
---- Sets of kept indices at the sizes of opt (numbers; of ffn, heads and kv_heads also lists by layer):
--- { hidden = { .. }, ffn = { [l+1] = { .. } }, heads =, kv_heads =,
--- layers = { .. } }; only the axes named. opt.layers counts the layers that stay. model: for metrics that read weights.
-function Ranking:kept(opt, model)
-  local s, sets = self.stats.shape, {}
-  if opt.hidden then sets.hidden = M.best(ask(self, "hidden", nil, model), opt.hidden) end
-  if opt.layers then sets.layers = M.best(ask(self, "layers", nil, model), opt.layers) end
-  for l = 0, s.layers - 1 do
-    local f, h = shapes.at(s, "ffn", l), shapes.at(s, "heads", l)
-    if opt.ffn and f > 0 then
-      sets.ffn = sets.ffn or {}
-      sets.ffn[l + 1] = M.best(ask(self, "ffn", l, model), math.min(at(opt.ffn, l), f))
-    end
-    if (opt.heads or opt.kv_heads) and h > 0 then
-      sets.heads, sets.kv_heads = sets.heads or {}, sets.kv_heads or {}
-      local groups = shapes.at(s, "kv_heads", l)
-      local keep_heads = at(opt.heads, l)
-      local keep_groups = keep_heads == 0 and 0 or at(opt.kv_heads, l) or groups
-      keep_heads = keep_heads or h / groups * keep_groups
-      sets.heads[l + 1], sets.kv_heads[l + 1] = heads_of(ask(self, "heads", l, model), groups, keep_groups, keep_heads)
+-- ---- choosing ----
+
+local function refuse_nan(x, axis, l)
+  local p = x:data()
+  for i = 0, x.shape[1] - 1 do
+    if p[i] ~= p[i] then
+      fail("the score of %s %d%s is NaN; the calibration pass or the weights held NaN", axis, i, l and " in layer " .. l or "")
     end
   end
-  return sets
+  return x
+end
+
+-- Scores of an axis in a layer.
+local function ask(self, axis, l, model)
+  local opt = {}
+  for name in pairs(score.options) do opt[name] = self:of(axis)[name] end
+  opt.layer, opt.model = l, model
+  return refuse_nan(score.score(self.stats, opt), axis, l)
+end
+
+-- A list of the indices whose mark is set, ascending, from 0.
+local function marked(mark, n)
+  local kept, count = {}, 0
+  for i = 0, n - 1 do
+    if mark[i] ~= 0 then
+      count = count + 1
+      kept[count] = i
+    end
+  end
+  return kept
+end
+
+-- i32 pointer to the indices of scores (a tensor or a list) from the highest on, ties by the index; the tensor that holds them; how many.
+local function ordered(scores)
+  local x = tensor.is(scores) and scores or tensor.of(scores)
+  local index = ops.argsort(x, { descending = true })
+  return index:data(), index, x.shape[1]
+end
+
+--- Indices of scores (a tensor or a list), from 0, from the highest score; ties by the index.
+function M.order(scores)
+  return tape.no_grad(tape.scope, function()
+    local _, index = ordered(scores)
+    return index:table()
+  end)
+end
+
+--- The n best of scores: indices from 0, ascending.
+function M.best(scores, n)
+  return tape.no_grad(tape.scope, function()
+    local p, _, count = ordered(scores)
+    local mark = core.new("uint8_t[?]", count)
+    for i = 0, n - 1 do mark[p[i]] = 1 end
+    return marked(mark, count)
+  end)
+end
+
+local function standardise(x)
+  local p, n, sum, square = x:data(), x.shape[1], 0, 0
+  for i = 0, n - 1 do sum, square = sum + p[i], square + p[i] * p[i] end
+  local mean = sum / n
+  local deviation = math.sqrt(math.max(0, square / n - mean * mean))
+  return ops.affine(x, deviation > 0 and 1 / deviation or 1, deviation > 0 and -mean / deviation or -mean)
+end
+
+-- How many of each layer's units are among the best `total` of all, at least one each. lists: { [l] = scores f32 [n], descending }.
+local function shares(lists, total)
+  local count, layers = 0, {}
+  for l in pairs(lists) do layers[#layers + 1] = l end
+  table.sort(layers)
+  for _, l in ipairs(layers) do count = count + lists[l].shape[1] end
+  local all, owner, next_one = tensor.new { count }, core.new("int32_t[?]", count), 0
+  local p = all:data()
+  for _, l in ipairs(layers) do
+    local x = lists[l]:data()
+    for i = 0, lists[l].shape[1] - 1 do
+      -- The best of a layer stays whatever the others have.
+      p[next_one], owner[next_one] = i == 0 and math.huge or x[i], l
+      next_one = next_one + 1
+    end
+  end
+  local order, share = ops.argsort(all, { descending = true }):data(), {}
+  for i = 0, math.min(total, count) - 1 do share[owner[order[i]]] = (share[owner[order[i]]] or 0) + 1 end
+  return share
+end
+
+local function descending(x)
+  local order, y = ops.argsort(x, { descending = true }):data(), tensor.new(x.shape)
+  local p, q = x:data(), y:data()
+  for i = 0, x.shape[1] - 1 do q[i] = p[order[i]] end
+  return y
+end
+
+-- Units of layers by the rule of `within`: units[l] = scores; keep(l): how many stay in layer l where each layer keeps its own.
+local function spread(opt, units, keep)
+  local kept = {}
+  if opt.within == "layer" then
+    for l, x in pairs(units) do kept[l] = M.best(x, keep(l)) end
+    return kept
+  end
+  for l, x in pairs(units) do if opt.normalise == "standard" then units[l] = standardise(x) end end
+  if opt.within == "shared" then
+    local sum
+    for l, x in pairs(units) do
+      if sum and sum.shape[1] ~= x.shape[1] then fail("stats:rank: within = \"shared\" wants layers of one size; layer %d has %d", l, x.shape[1]) end
+      sum = sum and sum + x or x
+    end
+    for l in pairs(units) do kept[l] = M.best(sum, keep(l)) end
+    return kept
+  end
+  local total, lists = 0, {}
+  for l, x in pairs(units) do total, lists[l] = total + keep(l), descending(x) end
+  for l, n in pairs(shares(lists, total)) do kept[l] = M.best(units[l], n) end
+  return kept
+end
+
+-- ---- heads ----
+
+local function part(x, from, n)
+  return tensor.contiguous(tensor.narrow(x, 0, from, n))
+end
+
+-- The best heads of each kept group, so many a group.
+local function heads_in(scores, each, kept_groups, n)
+  local kept = {}
+  for _, g in ipairs(kept_groups) do
+    for _, h in ipairs(M.best(part(scores, g * each, each), n)) do kept[#kept + 1] = g * each + h end
+  end
+  return kept
+end
+
+-- The r-th best heads of all groups together, by r: what competes over the network, for each group keeps as many as any other.
+local function ranks(scores, groups)
+  local each = scores.shape[1] / groups
+  local sums = tensor.zeros { each }
+  local q = sums:data()
+  for g = 0, groups - 1 do
+    local p = descending(part(scores, g * each, each)):data()
+    for r = 0, each - 1 do q[r] = q[r] + p[r] end
+  end
+  return sums
+end
+
+-- Scores of the groups of a layer: their own metric, or the sum of their heads'.
+local function group_scores(self, l, scores, groups, model)
+  if self.spec.kv_heads then return ask(self, "kv_heads", l, model) end
+  return ops.sum(ops.view(scores, groups, -1), 1)
+end
+
+-- Scores of the heads of each layer that has some: { [l] = f32 [heads] }; the same for all where one set serves all.
+local function all_head_scores(self, model)
+  local s, scores, sum = self.stats.shape, {}, nil
+  for l = 0, s.layers - 1 do
+    if shapes.at(s, "heads", l) > 0 then
+      scores[l] = ask(self, "heads", l, model)
+      if self:of "heads".within == "shared" then sum = sum and sum + scores[l] or scores[l] end
+    end
+  end
+  if sum then for l in pairs(scores) do scores[l] = sum end end
+  return scores
+end
+
+local function first_n(n)
+  local list = {}
+  for g = 1, n do list[g] = g - 1 end
+  return list
+end
+
+local function keep_heads(self, opt, model, sets)
+  local s, rule, scores, many = self.stats.shape, self:of "heads", all_head_scores(self, model), nil
+  local function groups_kept(l) return at(opt.heads, l) == 0 and 0 or at(opt.kv_heads, l) or shapes.at(s, "kv_heads", l) end
+  local function a_group(l)
+    local groups = groups_kept(l)
+    if groups == 0 then return 0 end
+    return opt.heads and at(opt.heads, l) / groups or scores[l].shape[1] / shapes.at(s, "kv_heads", l)
+  end
+  if rule.within == "network" then
+    local units = {}
+    for l, x in pairs(scores) do units[l] = ranks(x, shapes.at(s, "kv_heads", l)) end
+    many = spread(rule, units, a_group)
+  end
+  sets.heads, sets.kv_heads = {}, {}
+  for l, x in pairs(scores) do
+    local groups, keep = shapes.at(s, "kv_heads", l), groups_kept(l)
+    local kept = keep < groups and M.best(group_scores(self, l, x, groups, model), keep) or first_n(groups)
+    sets.heads[l + 1] = heads_in(x, x.shape[1] / groups, kept, many and #many[l] or a_group(l))
+    sets.kv_heads[l + 1] = kept
+  end
+end
+
+-- ---- layers ----
+
+local function keep_layers(self, n)
+  local s, opt = self.stats.shape, self:of "layers"
+  local gone, first, last = s.layers - n, tonumber(opt.protect[1]) or 0, tonumber(opt.protect[2]) or 0
+  if gone > s.layers - first - last then
+    fail("stats:rank: layers = %d with the first %d and last %d protected; at most %d can go", n, first, last, s.layers - first - last)
+  end
+  local ask_opt = {}
+  for name in pairs(score.options) do ask_opt[name] = opt[name] end
+  ask_opt.block = opt.contiguous and math.max(1, gone) or 1
+  local scores = refuse_nan(score.score(self.stats, ask_opt), "layers"):table()
+  if not opt.contiguous then
+    for i = 1, s.layers do if i <= first or i > s.layers - last then scores[i] = math.huge end end
+    return M.best(scores, n)
+  end
+  local start
+  for i = first, s.layers - last - gone do
+    if not start or scores[i + 1] < scores[start + 1] then start = i end
+  end
+  local kept = {}
+  for l = 0, s.layers - 1 do if l < start or l >= start + gone then kept[#kept + 1] = l end end
+  return kept
+end
+
+-- Scores of the neurons of each layer that has some.
+local function ffn_scores(self, model)
+  local s, units = self.stats.shape, {}
+  for l = 0, s.layers - 1 do if shapes.at(s, "ffn", l) > 0 then units[l] = ask(self, "ffn", l, model) end end
+  return units
+end
+
+--- Sets of kept indices at the sizes of opt (numbers; of ffn, heads and kv_heads also lists by layer): { hidden = { .. }, ffn = { [l+1] = { .. } },
+-- heads =, kv_heads =, layers = { .. }, head_dim = { pairs } }; only the axes named. opt.layers counts the layers that stay; opt.head_dim channels,
+-- so twice the pairs; a size along an axis that competes over the network is the mean of its layers. model: for metrics that read weights.
+function Ranking:kept(opt, model)
+  return tape.no_grad(tape.scope, function()
+    local s, sets = self.stats.shape, {}
+    if opt.hidden then sets.hidden = M.best(ask(self, "hidden", nil, model), opt.hidden) end
+    if opt.head_dim then sets.head_dim = M.best(ask(self, "head_dim", nil, model), opt.head_dim / 2) end
+    if opt.layers then sets.layers = keep_layers(self, opt.layers) end
+    if opt.ffn then
+      sets.ffn = {}
+      local function keep(l) return math.min(at(opt.ffn, l), shapes.at(s, "ffn", l)) end
+      for l, kept in pairs(spread(self:of "ffn", ffn_scores(self, model), keep)) do sets.ffn[l + 1] = kept end
+    end
+    if opt.heads or opt.kv_heads then keep_heads(self, opt, model, sets) end
+    return sets
+  end)
 end
 
 --- Every axis in the order of importance, the highest first: the same sets as kept() gives, before they are cut short. heads stand group by group in
--- the order of kv_heads, the best first inside each group.
+-- the order of kv_heads, the best first inside each group. Layers are ordered one by one, also where `contiguous` is asked for.
 function Ranking:orders(model)
-  local s, orders = self.stats.shape, { ffn = {}, heads = {}, kv_heads = {} }
-  orders.hidden, orders.layers = M.order(ask(self, "hidden", nil, model)), M.order(ask(self, "layers", nil, model))
-  for l = 0, s.layers - 1 do
-    local groups = shapes.at(s, "kv_heads", l)
-    if shapes.at(s, "ffn", l) > 0 then orders.ffn[l + 1] = M.order(ask(self, "ffn", l, model)) end
-    if groups > 0 then
-      local scores, sums, heads = ask(self, "heads", l, model), {}, {}
-      local each = #scores / groups
-      for g = 0, groups - 1 do sums[g + 1] = sum_of(scores, g * each, each) end
-      orders.kv_heads[l + 1] = M.order(sums)
+  return tape.no_grad(tape.scope, function()
+    local s, orders = self.stats.shape, { ffn = {}, heads = {}, kv_heads = {} }
+    orders.hidden, orders.layers = M.order(ask(self, "hidden", nil, model)), M.order(ask(self, "layers", nil, model))
+    for l, x in pairs(ffn_scores(self, model)) do orders.ffn[l + 1] = M.order(x) end
+    for l, x in pairs(all_head_scores(self, model)) do
+      local groups, heads = shapes.at(s, "kv_heads", l), {}
+      local each = x.shape[1] / groups
+      orders.kv_heads[l + 1] = M.order(group_scores(self, l, x, groups, model))
       for _, g in ipairs(orders.kv_heads[l + 1]) do
-        for _, h in ipairs(M.order { unpack(scores, g * each + 1, (g + 1) * each) }) do heads[#heads + 1] = g * each + h end
+        for _, h in ipairs(M.order(part(x, g * each, each))) do heads[#heads + 1] = g * each + h end
       end
       orders.heads[l + 1] = heads
     end
-  end
-  return orders
+    return orders
+  end)
 end
 
-local function say(spec, default)
-  if spec == nil then return default end
-  if type(spec) == "string" then return spec end
-  local name = type(spec.metric) == "string" and spec.metric or spec.score and "a metric of the recipe" or "activation"
-  return name .. (spec.agg and " (" .. spec.agg .. ")" or "")
+--- Would more data change the answer? Overlap of what the even and the odd rows keep at the sizes of opt: see stability.lua.
+function Ranking:stability(opt)
+  return require("espalier.importance.stability").of(self, opt)
+end
+
+local function say(opt)
+  local default = opt.axis == "layers" and "bi" or "activation"
+  local name = type(opt.metric) == "string" and opt.metric or opt.metric and "a metric of the recipe" or default
+  if name == "activation" then name = name .. " (" .. opt.agg .. ")" end
+  if opt.axis == "heads" and name:find "^activation" then name = name .. ", " .. opt.heads end
+  if opt.within ~= "layer" then name = name .. ", " .. (opt.within == "network" and "over the network" or "one set for all layers") end
+  if opt.contiguous then name = name .. ", one block" end
+  return name
 end
 
 function Ranking:__tostring()
-  local s = self.spec
-  return string.format("ranking: hidden by %s; ffn by %s; heads by %s inside their group; layers by %s", say(s.hidden, "activation (l2,mean)"),
-    say(s.ffn, "activation (l2,mean)"), say(s.heads, "activation (l2,mean), channelwise"), say(s.layers, "bi"))
+  local text = string.format("ranking: hidden by %s; ffn by %s; heads by %s inside their group; layers by %s", say(self:of "hidden"),
+    say(self:of "ffn"), say(self:of "heads"), say(self:of "layers"))
+  return text .. (self.spec.kv_heads and "; kv_heads by " .. say(self.spec.kv_heads) or "")
 end
 
 return M

@@ -1,215 +1,161 @@
---- Statistics of one calibration pass, and the questions they answer without the model's running again.
+--- Statistics of a calibration pass: sums from which every score is computed without the model's running again (score.lua).
 --
--- For each layer and site, eight sums a channel and half (core: channel_stats_acc) over the rows of the calibration data; for each layer the sum of
--- cos(input, output); where asked for, NLL and KL with layers left out. Statistics of shards of data add up.
+-- sums[l+1][NAME]: f64 tensors of layer l, by site ("ffn") and, behind a dot, by what is summed ("ffn.taylor"); outer[NAME]: of the model as a
+-- whole. The first dimension of what adds up is the half: even rows of the data, odd rows. Statistics of shards of data add up (merge); they
+-- carry hashes of model, tokenizer and data and refuse to mix. They do not grow with tokens.
 
 local core = require "espalier.ffi"
 local tensor = require "espalier.tensor"
-local file = require "espalier.io.file"
+local tape = require "espalier.tape"
 local hdf5 = require "espalier.io.hdf5"
 local json = require "espalier.io.json"
+local file = require "espalier.io.file"
 local shapes = require "espalier.models.shape"
-local options = require "espalier.options"
-local find = require "espalier.find"
 local fail = require "espalier.fail"
 
 local Statistics = {}
 Statistics.__index = Statistics
 
-local M = {}
+local M = { Statistics = Statistics }
 
---- Sites at which channels are counted, and the axis whose channels they are.
-M.sites = { "norm1", "attention", "heads", "norm2", "ffn" }
+local version = 2
 
---- An empty one. shape: of the model; facts: { model = hash, data = hash }.
+--- An empty one. facts: { model, tokenizer (hashes), data = { { digest, rows } .. }, reductions = { [name] = "sum" or "max" }, grads, depth }.
 function M.new(shape, facts)
-  return setmetatable({ shape = shape, facts = facts or {}, sums = {}, cosine = {}, left_out = {}, rows = 0, tokens = 0 }, Statistics)
+  local s = { shape = shape, facts = facts or {}, sums = {}, outer = {}, left_out = {},
+    counts = { { rows = 0, tokens = 0, predictions = 0 }, { rows = 0, tokens = 0, predictions = 0 } } }
+  s.facts.data, s.facts.reductions = s.facts.data or {}, s.facts.reductions or {}
+  for l = 1, shape.layers do s.sums[l] = {} end
+  return setmetatable(s, Statistics)
 end
 
--- ---- reading the sums ----
+--- Rows, tokens and predictions of both halves.
+function Statistics:total(what)
+  return self.counts[1][what] + self.counts[2][what]
+end
 
-local row_of = { mean = 0, l2 = 2, var = 4 }
+--- The sums of a name, made of zeros when first asked for. l: layer, or nil for the model as a whole.
+function Statistics:slot(l, name, shape)
+  local place = l and self.sums[l + 1] or self.outer
+  place[name] = place[name] or tape.outside_scopes(tensor.zeros, shape, "f64")
+  return place[name]
+end
 
--- One aggregation of an [8,n] table: batch over the rows' values of seq.
-local function aggregate(sums, batch, seq, rows)
-  local first, second, out = sums[row_of[seq] + 1], sums[row_of[seq] + 2], {}
-  for c = 1, #first do
-    local mean = first[c] / rows
-    out[c] = batch == "mean" and mean or batch == "l2" and math.sqrt(second[c]) or math.max(0, second[c] / rows - mean * mean)
-    if first[c] ~= first[c] then out[c] = first[c] end
+-- ---- what may be done with sums of a name ----
+
+-- "add", "max" (a user's reduction), "same" (of the weights alone), or "whole" (of all data at once: Taylor's weight form, a task).
+local function rule_of(stats, name)
+  local own = name:match "%.user%.(.+)$"
+  if own then return stats.facts.reductions[own] == "max" and "max" or "add" end
+  if name:match "%.weights$" then return "same" end
+  if name:match "%.taylor_weight$" or name:match "%.task$" then return "whole" end
+  return "add"
+end
+
+local function combine(rule, a, b)
+  local out, x, y = tensor.new(a.shape, "f64"), a:data(), b:data()
+  local p = out:data()
+  for i = 0, a:count() - 1 do
+    if rule == "max" then p[i] = x[i] >= y[i] and x[i] or y[i] else p[i] = x[i] + y[i] end
   end
   return out
 end
 
-local function parse_agg(agg)
-  local batch, seq = agg:match "^%s*(%w+)%s*,%s*(%w+)%s*$"
-  if not (row_of[batch] and row_of[seq]) then fail("stats: agg '%s', want two of mean, l2, var as in \"l2,mean\" (batch, then sequence)", agg) end
-  return batch, seq
+local function each_place(stats, visit)
+  for l = 1, stats.shape.layers do visit(stats.sums[l], function(s) return s.sums[l] end) end
+  visit(stats.outer, function(s) return s.outer end)
+  visit(stats.left_out, function(s) return s.left_out end)
 end
 
--- What a metric sees of one site: aggregations and moments as tensors [n].
-local function view(stats, sums)
-  local v = {}
-  function v.agg(name)
-    local batch, seq = parse_agg(name)
-    return tensor.of(aggregate(sums, batch, seq, stats.rows))
+-- Names of what adds up.
+local function names_of(stats, place)
+  local names = {}
+  for name in pairs(place) do if rule_of(stats, name) ~= "whole" then names[#names + 1] = name end end
+  table.sort(names)
+  return table.concat(names, ", ")
+end
+
+local function refuse_mixing(a, b)
+  local function differ(what, x, y) fail("stats:merge: the statistics are of different %s (%s and %s)", what, tostring(x), tostring(y)) end
+  if shapes.text(a.shape) ~= shapes.text(b.shape) then differ("models", shapes.text(a.shape), shapes.text(b.shape)) end
+  for _, what in ipairs { "model", "tokenizer" } do
+    if a.facts[what] ~= b.facts[what] then differ(what .. "s", a.facts[what], b.facts[what]) end
   end
-  return setmetatable(v, { __index = function(_, name)
-    local k = ({ mean_square = 4, mean = 7 })[name] or fail("metric: statistic '%s' is not known, want mean_square, mean or agg(..)", tostring(name))
-    local list = {}
-    for c, x in ipairs(sums[k]) do list[c] = x / stats.tokens end
-    return tensor.of(list)
-  end })
-end
-
-local function sums_of(stats, l, site)
-  local layer = stats.sums[l + 1]
-  local t = layer and layer[site]
-  if not t then fail("stats: layer %d has no '%s' (0 to %d; a layer without that part has none)", l, site, #stats.sums - 1) end
-  return t:sum(0):table()
-end
-
--- Weights by role of a site in layer l: "out" [outputs, n] multiplies the channels, "in" [n, inputs] makes them.
-local function weights(model, l, site)
-  return setmetatable({}, { __index = function(_, role)
-    if not model then fail("metric: needs the weights; give model = to stats:score, or prune with esp.prune") end
-    local p, base = model:parameters(), "model.layers." .. l .. "."
-    local names = {
-      ffn = { out = "mlp.down_proj", ["in"] = "mlp.up_proj", gate = "mlp.gate_proj" },
-      attention = { out = "self_attn.o_proj", ["in"] = "self_attn.q_proj" },
-      norm1 = { out = "self_attn.q_proj" }, norm2 = { out = "mlp.up_proj" },
-    }
-    local name = names[site][role] or fail("metric: no weight '%s' at %s", tostring(role), site)
-    return tensor.to(p[base .. name .. ".weight"], "f32")
-  end })
-end
-
--- ---- scores ----
-
-local function metric_named(metric)
-  return type(metric) == "table" and metric or find("metrics", metric, "espalier.importance.metrics.")
-end
-
--- Scores [n] of one site of one layer, a table of numbers.
-local function site_score(stats, opt, l, site)
-  local metric = metric_named(opt.metric)
-  local given = { agg = opt.agg, layer = l, site = site, seed = opt.seed }
-  return metric.score(view(stats, sums_of(stats, l, site)), weights(opt.model or stats.model, l, site), given):table()
-end
-
-local function head_scores(stats, opt, l)
-  if opt.heads == "tokenwise" then return site_score(stats, opt, l, "heads") end
-  local channels, out, e = site_score(stats, opt, l, "attention"), {}, stats.shape.head_dim
-  for h = 0, #channels / e - 1 do
-    local sum = 0
-    for i = 1, e do sum = sum + channels[h * e + i] ^ 2 end
-    out[h + 1] = math.sqrt(sum)
-  end
-  return out
-end
-
-local function hidden_scores(stats, opt)
-  local out = {}
-  for l = 0, stats.shape.layers - 1 do
-    for _, site in ipairs { "norm1", "norm2" } do
-      if stats.sums[l + 1][site] then
-        for c, v in ipairs(site_score(stats, opt, l, site)) do out[c] = (out[c] or 0) + v end
-      end
+  for _, x in ipairs(a.facts.data) do
+    for _, y in ipairs(b.facts.data) do
+      if x.digest == y.digest then fail("stats:merge: both hold the same %d rows of data (hash %s); they would count twice", x.rows, x.digest) end
     end
   end
-  return out
+  each_place(a, function(place, at)
+    local left, right = names_of(a, place), names_of(b, at(b))
+    if left ~= right then fail("stats:merge: one holds %s, the other %s; measure both with the same options", left, right) end
+  end)
 end
 
-local function layer_scores(stats, opt)
-  local metric, out = opt.metric, {}
-  for l = 0, stats.shape.layers - 1 do
-    if metric == "bi" then
-      out[l + 1] = 1 - stats.cosine[l + 1] / stats.tokens
-    elseif metric == "nll" or metric == "kl" then
-      local one = stats.left_out[1] and stats.left_out[1][l + 1]
-      if not one then fail("stats: no %s with a layer left out; measure with { depth = true }", metric) end
-      out[l + 1] = one[metric]
-    else
-      fail("stats: metric '%s' of layers, want bi, nll or kl", tostring(metric))
-    end
-  end
-  return out
-end
-
---- Scores along an axis, f32 tensor [n]; higher means keep. axis: ffn, heads, hidden, layers, or attention (channels of o_proj's input).
--- metric: "activation", "magnitude", "wanda", "random", a table with score, or for layers "bi", "nll", "kl"; agg: "batch,seq"; layer: for ffn,
--- heads, attention; site: another site of that layer ("norm1", "norm2"); heads: "channelwise" or "tokenwise" (2407.14679, section 2.2).
-function Statistics:score(opt)
-  opt = options.check("stats:score", opt, { axis = { "string", required = true, one_of = { "ffn", "heads", "hidden", "layers", "attention" } },
-    metric = { "any" }, agg = { "string", default = "l2,mean" }, layer = { "int" }, site = { "string", one_of = M.sites },
-    heads = { "string", default = "channelwise", one_of = { "channelwise", "tokenwise" } }, seed = { "int", default = 0 }, model = { "model" } })
-  opt.metric = opt.metric or (opt.axis == "layers" and "bi" or "activation")
-  if opt.axis == "layers" then return tensor.of(layer_scores(self, opt)) end
-  if opt.axis == "hidden" and not opt.site then return tensor.of(hidden_scores(self, opt)) end
-  if not opt.layer then fail("stats:score: option 'layer' is missing for axis %s", opt.axis) end
-  if opt.axis == "heads" and not opt.site then return tensor.of(head_scores(self, opt, opt.layer)) end
-  return tensor.of(site_score(self, opt, opt.layer, opt.site or opt.axis))
-end
-
---- A ranking: one metric an axis. spec: { ffn = "wanda", heads = { metric =, agg =, heads = }, hidden =, layers = "nll" }; absent axes get the
--- default (activation l2,mean; bi).
-function Statistics:rank(spec)
-  return require("espalier.importance.ranking").new(self, spec or {})
-end
-
--- ---- adding, saving ----
-
-local function same_facts(a, b)
-  return a.facts.model == b.facts.model and shapes.text(a.shape) == shapes.text(b.shape)
-end
-
---- 32 hex digits that tell these statistics from others: XXH3 over what they are of and every sum.
-function Statistics:hash()
-  local parts = { self.rows, self.tokens, shapes.text(self.shape), json.encode(self.facts) }
-  for l, layer in ipairs(self.sums) do
-    local sites = {}
-    for site in pairs(layer) do sites[#sites + 1] = site end
-    table.sort(sites)
-    for _, site in ipairs(sites) do
-      local t, hex = tensor.contiguous(layer[site]), core.new "char[33]"
-      core.try(core.C.esp_hash(hex, t:data(), 8 * t:count()))
-      parts[#parts + 1] = l .. site .. core.string(hex)
-    end
-  end
-  return file.hash_text(table.concat(parts, " "))
-end
-
---- Adds the statistics of another shard of data on the same model.
+--- New statistics of both shards of data together. Refuses other models or tokenizers, the same rows twice, and statistics that were asked for
+-- different things. The weight form of Taylor needs the gradient of all data at once and does not add up: it is left out.
 function Statistics:merge(other)
-  if not same_facts(self, other) then fail("stats:merge: the statistics are of different models") end
-  local both = M.new(self.shape, self.facts)
-  both.rows, both.tokens, both.model = self.rows + other.rows, self.tokens + other.tokens, self.model
-  for l, layer in ipairs(self.sums) do
-    both.sums[l], both.cosine[l] = {}, self.cosine[l] + other.cosine[l]
-    for site, a in pairs(layer) do
-      local sum, x, y = tensor.new(a.shape, "f64"), a:data(), other.sums[l][site]:data()
-      local p = sum:data()
-      for i = 0, a:count() - 1 do p[i] = x[i] + y[i] end
-      both.sums[l][site] = sum
-    end
+  if type(other) ~= "table" or getmetatable(other) ~= Statistics then fail("stats:merge: the argument is %s, want statistics", type(other)) end
+  refuse_mixing(self, other)
+  local facts = {}
+  for k, v in pairs(self.facts) do facts[k] = v end
+  facts.data, facts.merged = {}, true
+  for _, from in ipairs { self, other } do for _, d in ipairs(from.facts.data) do facts.data[#facts.data + 1] = d end end
+  local both = M.new(self.shape, facts)
+  both.model = self.model
+  for h = 1, 2 do
+    for what, n in pairs(self.counts[h]) do both.counts[h][what] = n + other.counts[h][what] end
   end
+  tape.outside_scopes(each_place, self, function(place, at)
+    for name, a in pairs(place) do
+      local rule = rule_of(self, name)
+      if rule == "same" then at(both)[name] = a elseif rule ~= "whole" then at(both)[name] = combine(rule, a, at(other)[name]) end
+    end
+  end)
   return both
 end
 
---- Writes an HDF5 file: layer.N/SITE [2,8,n] f64, cosine, left_out, and what they are of.
+--- The statistics of one half of the rows alone: 0 the even, 1 the odd ones.
+function Statistics:half(h)
+  local facts = {}
+  for k, v in pairs(self.facts) do facts[k] = v end
+  local half = M.new(self.shape, facts)
+  half.model = self.model
+  for what, n in pairs(self.counts[h + 1]) do half.counts[h + 1][what] = n end
+  tape.outside_scopes(each_place, self, function(place, at)
+    for name, t in pairs(place) do
+      local rule = rule_of(self, name)
+      if rule == "same" then
+        at(half)[name] = t
+      elseif rule ~= "whole" then
+        local own = tensor.clone(t)
+        tensor.select(own, 0, 1 - h):fill(rule == "max" and -math.huge or 0)
+        at(half)[name] = own
+      end
+    end
+  end)
+  return half
+end
+
+--- Drops what only all data at once can give: more rows are to come.
+function Statistics:forget_wholes()
+  each_place(self, function(place)
+    for name in pairs(place) do if rule_of(self, name) == "whole" then place[name] = nil end end
+  end)
+end
+
+-- ---- files ----
+
+--- Writes an HDF5 file, whole or not at all: layer.N/NAME, outer/NAME, left_out/NAME (f64), and about, JSON that tells what they are of.
 function Statistics:save(path)
   local values = {}
   for l, layer in ipairs(self.sums) do
-    for site, t in pairs(layer) do values["layer." .. l - 1 .. "/" .. site] = t end
+    for name, t in pairs(layer) do values["layer." .. l - 1 .. "/" .. name] = t end
   end
-  values.cosine = tensor.of(self.cosine, { dtype = "f64" })
-  values.about = json.encode { kind = "espalier statistics", version = 1, rows = self.rows, tokens = self.tokens, shape = self.shape,
+  for name, t in pairs(self.outer) do values["outer/" .. name] = t end
+  for name, t in pairs(self.left_out) do values["left_out/" .. name] = t end
+  values.about = json.encode { kind = "espalier statistics", version = version, counts = json.array(self.counts), shape = self.shape,
     facts = self.facts }
-  for n, list in pairs(self.left_out) do
-    local flat = {}
-    for i, x in ipairs(list) do flat[i] = { x.nll, x.kl } end
-    values["left_out/" .. n] = tensor.of(flat, { dtype = "f64" })
-  end
   hdf5.write(path, values)
 end
 
@@ -219,24 +165,73 @@ function M.load(path)
   if not f:has "about" then fail("%s holds no statistics of espalier (no dataset 'about')", path) end
   local about = json.decode(f:text "about", path)
   if about.kind ~= "espalier statistics" then fail("%s holds '%s', want espalier statistics", path, tostring(about.kind)) end
-  local s = M.new(about.shape, about.facts)
-  s.rows, s.tokens, s.cosine = about.rows, about.tokens, f:tensor("cosine"):table()
-  for l = 0, s.shape.layers - 1 do s.sums[l + 1] = {} end
-  for _, name in ipairs(f.names) do
-    local l, site = name:match "^layer%.(%d+)/(%w+)$"
-    if l then s.sums[l + 1][site] = f:tensor(name) end
-    local n = tonumber(name:match "^left_out/(%d+)$")
-    if n then
-      s.left_out[n] = {}
-      for i, pair in ipairs(f:tensor(name):table()) do s.left_out[n][i] = { nll = pair[1], kl = pair[2] } end
-    end
+  if about.version ~= version then
+    fail("%s is of version %s, this program reads version %d; measure again", path, tostring(about.version), version)
   end
+  local s = M.new(about.shape, about.facts)
+  s.counts = about.counts
+  tape.outside_scopes(function()
+    for _, name in ipairs(f.names) do
+      local place, own = name:match "^([^/]+)/(.+)$"
+      local l = place and tonumber(place:match "^layer%.(%d+)$")
+      if l and not s.sums[l + 1] then fail("%s: '%s' is of a layer that the model does not have (0 to %d)", path, name, s.shape.layers - 1) end
+      local into = l and s.sums[l + 1] or place == "outer" and s.outer or place == "left_out" and s.left_out
+      if into then into[own] = f:tensor(name) end
+    end
+  end)
   f:close()
   return s
 end
 
+--- Bytes of all sums.
+function Statistics:bytes()
+  local total = 0
+  each_place(self, function(place) for _, t in pairs(place) do total = total + 8 * t:count() end end)
+  return total
+end
+
+--- 32 hex digits that tell these statistics from others: XXH3 over what they are of and every sum.
+function Statistics:hash()
+  local parts = { shapes.text(self.shape), self.facts.model, self.facts.tokenizer or "", self.facts.asked or "" }
+  each_place(self, function(place)
+    local names = {}
+    for name in pairs(place) do names[#names + 1] = name end
+    table.sort(names)
+    for _, name in ipairs(names) do
+      local hex = core.new "char[33]"
+      core.try(core.C.esp_hash(hex, place[name]:data(), 8 * place[name]:count()))
+      parts[#parts + 1] = name .. core.string(hex)
+    end
+  end)
+  return file.hash_text(table.concat(parts, " "))
+end
+
+--- Scores along an axis, f32 tensor [n]; higher means keep.
+-- axis: ffn, heads, kv_heads, hidden, head_dim (pairs of channels that turn together), layers, or attention (channels of o_proj's input).
+-- metric: of widths activation, magnitude, wanda, flap, contribution, taylor, taylor_abs, taylor_second, taylor_weight, fisher, random; of layers bi,
+-- angular, nll, kl, mse_hidden, mse_logits, nmse_logits, task; a file of yours by its name, or a table with score. agg: "batch,seq", each mean, l2 or
+-- var. layer: for ffn, heads, kv_heads, attention. site: another site ("pre" and "act": before and after the activation, "norm1", "norm2", "heads",
+-- "final"). heads: "channelwise" or "tokenwise" (2407.14679, section 2.2). norms: which count for hidden ({ "norm1", "norm2" }; "final"). Of layers:
+-- block = n, part = "attention" or "mlp", last = true (angular distance at each row's last token). seed. model: for metrics that read the weights.
+function Statistics:score(opt)
+  return require("espalier.importance.score").score(self, opt)
+end
+
+--- A ranking: one metric an axis. spec: { ffn = "wanda", heads = { metric =, agg =, heads = }, kv_heads =, hidden =, head_dim =, layers = "nll" };
+-- absent axes get the default (activation l2,mean; bi). An axis may also say within = "network" or "shared", normalise = "standard"; layers
+-- contiguous = true, protect = { first, last }. ranking:kept{ ffn = 128 } gives the sets, esp.prune takes the ranking, ranking:stability{ ffn = 128 }
+-- tells whether more data would change them.
+function Statistics:rank(spec)
+  return require("espalier.importance.ranking").new(self, spec or {})
+end
+
+--- The scores as a table with bars: stats:show{ axis = "layers", metric = "nll" }; options as stats:score. Without a layer, one line a layer.
+function Statistics:show(opt)
+  return require("espalier.importance.show").show(self, opt)
+end
+
 function Statistics:__tostring()
-  return string.format("statistics: %d rows, %d tokens; %s", self.rows, self.tokens, shapes.text(self.shape))
+  return require("espalier.importance.show").summary(self)
 end
 
 return M

@@ -51,6 +51,8 @@ end
 function Block:added(x, part, before, after, sites, c)
   local see, first, last = c.observe, self[before], self[after]
   local h = first and first(x) or x
+  -- Without a norm before it a part reads the stream itself; what watches it sees a tensor, and so a gradient, of its own.
+  if see and not first then h = x:view(x.shape) end
   if see then see(sites[1], c.layer, h) end
   local y = part(h, c)
   if last then y = last(y) end

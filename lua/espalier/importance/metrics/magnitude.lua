@@ -1,2 +1,8 @@
---- Length of the weights that carry a channel on: the l2 norm of its column in the matrix that reads it.
-return { axes = { "ffn", "heads" }, weights = { "out" }, score = function(_, w) return w.out:norm(2, 0) end }
+--- Length of all weights of a channel: the l2 norm over those that make it and those that read it. Of hidden channels: those that read it.
+return { axes = { "ffn", "heads", "kv_heads", "hidden", "attention" }, weights = { "out", "in" },
+  score = function(_, w, opt)
+    local out = w.out:norm(2, 0)
+    if opt.axis == "hidden" then return out end
+    local made = w["in"]:norm(2, 1)
+    return (out * out + made * made):sqrt()
+  end }

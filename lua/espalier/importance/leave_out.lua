@@ -1,0 +1,161 @@
+--- Which layers can go, by running the model without them: one-shot or one after the other.
+
+local core = require "espalier.ffi"
+local tensor = require "espalier.tensor"
+local tape = require "espalier.tape"
+local batches = require "espalier.importance.batches"
+local depth = require "espalier.importance.depth"
+local show = require "espalier.importance.show"
+local gently = require "espalier.importance.gently"
+local progress = require "espalier.progress"
+local options = require "espalier.options"
+local fail = require "espalier.fail"
+
+local M = {}
+local Result = {}
+Result.__index = Result
+
+-- How bad it is to leave a candidate out, out of its seven sums; and what they are divided by.
+local measures = {
+  nll = function(s) return s[1] / s[2] end,
+  kl = function(s) return s[3] / s[4] end,
+  mse_hidden = function(s, shape) return s[5] / s[4] / shape.hidden end,
+  mse_logits = function(s, shape) return s[6] / s[4] / shape.vocab end,
+  nmse_logits = function(s) return s[6] / s[7] end,
+}
+
+-- Residual streams of the model with `out` left out, and the full model's last hidden state.
+local function streams_of(model, batch, out)
+  local streams = {}
+  local function observe(site, l, x) if site == "in" then streams[l] = tape.outside_scopes(tensor.clone, x) end end
+  local last = model:forward(batch.ids, { first = batch.first, skip = out, observe = observe })
+  -- A layer that is out passes its input on.
+  for l = model.shape.layers - 1, 0, -1 do streams[l] = streams[l] or streams[l + 1] end
+  return streams, next(out) and model:forward(batch.ids, { first = batch.first }) or last
+end
+
+local function free(streams)
+  for _, x in pairs(streams) do x:free() end
+end
+
+-- One scan over all data: the measure of each candidate.
+local function scan(model, data, opt, list, out, bar, stop)
+  if opt.metric == "task" then
+    local scores = depth.task(model, list, opt.task, out)
+    for i, s in ipairs(scores) do scores[i] = -s end
+    bar(#list)
+    return scores
+  end
+  local sums = tensor.zeros({ 2, #list, depth.columns }, "f64")
+  local source = batches.of(data, opt.batch)
+  for batch in source.next do
+    tape.no_grad(tape.scope, function()
+      local streams, full = streams_of(model, batch, out)
+      local ok, problem = pcall(depth.scan, model, batch, streams, full, list, sums, out, stop)
+      free(streams)
+      if not ok then error(problem, 0) end
+    end)
+    bar(#list * batch.ids.shape[1] / source.rows)
+  end
+  local scores = {}
+  for i, s in ipairs(sums:sum(0):table()) do scores[i] = measures[opt.metric](s, model.shape) end
+  return scores
+end
+
+-- Candidates that may still go.
+local function left(model, opt, out, n)
+  local list = {}
+  for _, candidate in ipairs(depth.candidates(model.shape.layers, opt.part, n)) do
+    local may_go = candidate.first >= opt.protect[1] and candidate.first + n <= model.shape.layers - opt.protect[2]
+    for l = candidate.first, candidate.first + n - 1 do may_go = may_go and not out[l] end
+    if may_go then list[#list + 1] = candidate end
+  end
+  return list
+end
+
+local function order_of(scores)
+  local order = {}
+  for i = 1, #scores do order[i] = i end
+  table.sort(order, function(a, b) return scores[a] < scores[b] or (scores[a] == scores[b] and a < b) end)
+  return order
+end
+
+local function take(result, out, candidate, score)
+  for l = candidate.first, candidate.first + candidate.n - 1 do
+    out[l] = result.part == "layer" and true or result.part
+    result.drop[#result.drop + 1] = l
+  end
+  result.steps[#result.steps + 1] = { first = candidate.first, n = candidate.n, score = score }
+end
+
+local function check(model, data, opt)
+  opt = options.check("esp.importance.leave_out", opt, { remove = { "int", required = true },
+    metric = { "string", default = "nll", one_of = { "nll", "kl", "mse_hidden", "mse_logits", "nmse_logits", "task" } },
+    part = { "string", default = "layer", one_of = { "layer", "attention", "mlp" } }, contiguous = { "bool", default = false },
+    iterative = { "bool", default = false }, protect = { "list", default = { 0, 0 } }, task = { "func" }, batch = { "int", default = 4 },
+    quiet = { "bool", default = false } })
+  if type(model) ~= "table" or not model.decoder then fail("leave_out: the first argument is %s, want a model", type(model)) end
+  if data == nil and opt.metric ~= "task" then fail("leave_out: the calibration data is missing") end
+  if (opt.metric == "task") ~= (opt.task ~= nil) then fail("leave_out: metric = \"task\" and task = function(model) .. end go together") end
+  if opt.contiguous and opt.part ~= "layer" then fail("leave_out: contiguous is of whole layers, not of part = '%s'", opt.part) end
+  opt.protect = { tonumber(opt.protect[1]) or 0, tonumber(opt.protect[2]) or 0 }
+  local most = model.shape.layers - opt.protect[1] - opt.protect[2]
+  if opt.part == "layer" then most = math.min(most, model.shape.layers - 1) end
+  if opt.remove < 1 or opt.remove > most then fail("leave_out: remove = %d, want 1 to %d", opt.remove, most) end
+  return opt
+end
+
+--- Leaves layers out and measures what is lost: esp.importance.leave_out(model, data, { remove = 4 [, ..] }) -> result with `drop`, a list
+-- for esp.prune (drop, or drop_attention and drop_mlp), `steps` and `scores`; prints as a table.
+-- data: as measure's. metric: "nll" (of the model that is left), "kl" (from the full one), "mse_hidden", "mse_logits", "nmse_logits", or "task"
+-- with task = function(model) returning a number, higher better, on a model that leaves them out. part: "layer", "attention" or "mlp".
+-- contiguous: one block of `remove` layers. iterative: the least missed goes, then the others are measured again without it (2511.16664); else
+-- all are measured once. protect = { first, last }: so many layers at the ends stay. batch: rows at a time (4). Ctrl-C ends it with what was
+-- chosen so far.
+function M.leave_out(model, data, opt)
+  opt = check(model, data, opt)
+  if data ~= nil then data = batches.bind(model, data) end
+  local result = setmetatable({ metric = opt.metric, part = opt.part, drop = {}, steps = {}, asked = opt, layers = model.shape.layers }, Result)
+  local out, n = {}, opt.contiguous and opt.remove or 1
+  local rounds = opt.iterative and not opt.contiguous and opt.remove or 1
+  local total, done, start = 0, 0, core.C.esp_clock()
+  for r = 1, rounds do total = total + math.max(1, model.shape.layers - (opt.contiguous and n - 1 or r - 1)) end
+  local line = progress.new { label = "leave out", total = total, quiet = opt.quiet }
+  local function bar(more)
+    done = done + more
+    if core.C.esp_clock() - start > 2 then line:update(math.floor(done), string.format("%d of %d chosen", #result.steps, rounds)) end
+  end
+  local ok, problem = gently.run(function(stop)
+    for _ = 1, rounds do
+      local list = left(model, opt, out, n)
+      local scores = scan(model, data, opt, list, out, bar, stop)
+      local order = order_of(scores)
+      if not result.scores then result.scores, result.candidates = scores, list end
+      for i = 1, opt.contiguous and 1 or opt.remove / rounds do take(result, out, list[order[i]], scores[order[i]]) end
+    end
+  end)
+  line:stop()
+  table.sort(result.drop)
+  result.stopped = not ok
+  if not ok and (problem ~= depth.stopped or #result.drop == 0) then error(tostring(problem), 0) end
+  return result
+end
+
+function Result:__tostring()
+  local what = self.part == "layer" and "" or "the " .. self.part .. " of "
+  local labels, values = {}, {}
+  for i, candidate in ipairs(self.candidates) do
+    labels[i] = candidate.n > 1 and string.format("%d..%d", candidate.first, candidate.first + candidate.n - 1) or tostring(candidate.first)
+    values[i] = self.metric == "task" and -self.scores[i] or self.scores[i]
+  end
+  local lines = { string.format("%s with %slayer left out", self.metric, what), show.bars(labels, values) }
+  for i, step in ipairs(self.steps) do
+    if self.asked.iterative then
+      lines[#lines + 1] = string.format("step %d: %slayer %d goes, %s %.6g", i, what, step.first, self.metric, step.score)
+    end
+  end
+  lines[#lines + 1] = "drop: " .. table.concat(self.drop, ", ") .. (self.stopped and " (stopped early)" or "")
+  return table.concat(lines, "\n")
+end
+
+return M
