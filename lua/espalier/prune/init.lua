@@ -60,10 +60,24 @@ local function changes(s, opt)
   return sizes
 end
 
+-- The options with the sizes that the sets have: where layers compete over the network each has its own.
+local function by_layer(s, opt, sets)
+  local own = {}
+  for name, value in pairs(opt) do own[name] = value end
+  for _, axis in ipairs { "ffn", "heads", "kv_heads" } do
+    if sets[axis] then
+      own[axis] = {}
+      for l = 0, s.layers - 1 do own[axis][l + 1] = sets[axis][l + 1] and #sets[axis][l + 1] or 0 end
+    end
+  end
+  return own
+end
+
 -- The sizes and lists of a call, as the lineage keeps them.
 local function asked(opt)
   local own = {}
   for name in pairs(legal.options) do own[name] = opt[name] end
+  own.compensate = opt.compensate or nil
   return own
 end
 
@@ -71,9 +85,11 @@ end
 -- opt.hidden, ffn, heads, kv_heads, layers: sizes to keep (heads inside each group of key/value heads; layers by the ranking's layer metric); of ffn,
 -- heads and kv_heads also lists by layer of the model given, where 0 takes that part of the layer away;
 -- opt.drop, drop_attention, drop_mlp: lists of layers, from 0. opt.keep: sets of indices that replace the ranking's, by axis.
+-- opt.compensate: what the neurons and heads that go added on average is given back as an output bias (FLAP, 2312.11983); refused where the
+-- architecture has no such bias.
 -- Bare statistics rank hidden, ffn and heads by activation (l2, mean) and layers by bi, which is printed. Ties go to the lower index.
 function M.prune(model, scores, opt)
-  opt = legal.parse("esp.prune", opt, { keep = { "table" }, quiet = { "bool", default = false } })
+  opt = legal.parse("esp.prune", opt, { keep = { "table" }, compensate = { "bool", default = false }, quiet = { "bool", default = false } })
   local s = model.shape
   local lists = legal.check("esp.prune", s, opt)
   local sizes = changes(s, opt)
@@ -88,8 +104,9 @@ function M.prune(model, scores, opt)
     sets = ranking:kept(sizes, model)
   end
   for axis, own in pairs(opt.keep or {}) do sets[axis] = own end
-  local new, kept_layers = legal.result(s, opt, lists, sets.layers)
+  local new, kept_layers = legal.result(s, by_layer(s, opt, sets), lists, sets.layers)
   local weights = tape.no_grad(tape.outside_scopes, M.cut, new, model:parameters(), s, sets, kept_layers)
+  if opt.compensate then new = require("espalier.prune.compensate").apply(weights, new, model, ranking and ranking.stats, sets, kept_layers) end
   local step = { step = "prune", parent = model.source, parent_hash = hash(model), by = ranking and ranking.kept and tostring(ranking) or nil,
     statistics_hash = next(sizes) and ranking.stats:hash() or nil, asked = asked(opt), before = shapes.text(s), after = shapes.text(new),
     kept = { hidden = sets.hidden, ffn = sets.ffn, heads = sets.heads, kv_heads = sets.kv_heads, layers = kept_layers } }

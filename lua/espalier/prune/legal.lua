@@ -132,6 +132,9 @@ end
 
 --- Checked options of a call.
 function M.parse(what, opt, more)
+  if type(opt) == "table" and opt.head_dim then
+    fail("%s: head_dim cannot be cut: rotary frequencies follow from it, and no config.json says which pairs of channels stayed", what)
+  end
   return options.check(what, opt, M.merged(more or {}))
 end
 
