@@ -163,10 +163,10 @@ t.test("sensitivity cuts every axis to one count and scores it as esp.evaluate d
   local model, data = esp.models.new(shape, { seed = 1 }), esp.data.of(rows(12, 1))
   local stats = esp.importance.measure(model, data, { quiet = true })
   local table_ = esp.sensitivity(model, stats, data, { remove = 0.25, quiet = true })
-  t.equal(#table_.rows, 9)
+  t.equal(#table_.rows, 15)
   t.near(table_.rows[1].kl, 0, 1e-7, "the model against itself")
   t.near(table_.rows[1].nll, esp.evaluate({ model, data = data }).nll, 1e-9)
-  for i = 2, 9 do
+  for i = 2, 15 do
     local r = table_.rows[i]
     t.ok(not r.equal or math.abs(r.parameters - table_.goal) <= 0.01 * table_.rows[1].parameters, r.axis .. ": " .. r.parameters)
     t.ok(r.kl > 0 and r.interval > 0 and r.tokens_per_second > 0, r.axis)
@@ -183,6 +183,47 @@ t.test("sensitivity cuts every axis to one count and scores it as esp.evaluate d
   t.ok(short.rows[2].kd_nll > 0, "a short distillation")
   local capped = esp.sensitivity(model, stats, data, { time = 1e-9, quiet = true })
   t.ok(#capped.rows == 1 and tostring(capped):find("the time was up: hidden", 1, true), tostring(capped))
+end)
+
+t.test("sensitivity by every metric, parts of layers, and what Taylor predicted", function()
+  local model, data = esp.models.new(shape, { seed = 1, std = 0.3 }), esp.data.of(rows(12, 1))
+  local stats = esp.importance.measure(model, data, { quiet = true, grads = true, depth = { parts = { "attention", "mlp" } } })
+  local own = { axes = { "ffn" }, name = "own", score = function(s) return s.mean_square end }
+  local by_name = esp.sensitivity(model, stats, data, { axes = { "ffn", "mlp" }, metrics = { "wanda", own, "bi" }, quiet = true })
+  local names = {}
+  for i, r in ipairs(by_name.rows) do names[i] = r.axis .. " by " .. tostring(r.metric) end
+  t.equal(names, { "nothing by nil", "ffn by wanda", "ffn by own", "mlp by bi" })
+  local all = esp.sensitivity(model, stats, data, { metrics = "all", quiet = true })
+  local seen = {}
+  for _, r in ipairs(all.rows) do seen[r.axis .. " by " .. tostring(r.metric)] = r end
+  for _, want in ipairs { "ffn by taylor_weight", "heads by contribution", "kv_heads by flap", "hidden by wanda", "layers by angular",
+    "attention by kl" } do
+    t.ok(seen[want], want)
+  end
+  t.ok(not seen["layers by nll"], "what was not measured is passed over")
+  -- First order: minus the sum of what goes.
+  local cut = seen["ffn by wanda"]
+  local kept, sum = stats:rank { ffn = "wanda" }:kept { ffn = cut.request.ffn }, 0
+  local signed, square = { score = function(s) return s.taylor end }, { score = function(s) return s.fisher end }
+  local second = 0
+  for l = 0, 3 do
+    local stays = {}
+    for _, c in ipairs(kept.ffn[l + 1]) do stays[c + 1] = true end
+    local a, b = stats:score({ axis = "ffn", layer = l, metric = signed }):table(), stats:score({ axis = "ffn", layer = l, metric = square }):table()
+    for c, v in ipairs(a) do if not stays[c] then sum, second = sum - v, second - v + b[c] / 2 end end
+  end
+  t.near({ cut.predicted.first, cut.predicted.second }, { sum, second }, 1e-6)
+  t.ok(tostring(all):find("what Taylor's expansion predicted", 1, true), tostring(all))
+  -- It is the derivative: a channel that shrinks by a thousandth changes the loss by so much.
+  local down = model:parameters()["model.layers.2.mlp.down_proj.weight"]
+  local before, taylor = esp.evaluate({ model, data = data }).nll, stats:score({ axis = "ffn", layer = 2, metric = signed }):table()
+  local largest = 1
+  for c, v in ipairs(taylor) do if math.abs(v) > math.abs(taylor[largest]) then largest = c end end
+  local column = down:narrow(1, largest - 1, 1)
+  column:copy_from(esp.no_grad(function() return column * (1 - 1e-2) end))
+  t.near((esp.evaluate({ model, data = data }).nll - before) / 1e-2 / -taylor[largest], 1, 0.05)
+  t.fails("unknown axis", esp.sensitivity, model, stats, data, { axes = { "head" } })
+  t.fails("no nll with a block of 1 left out", esp.sensitivity, model, stats, data, { axes = { "layers" }, metrics = { "nll" }, quiet = true })
 end)
 
 t.test("NLL by document: boundaries of packed rows are kept", function()

@@ -14,7 +14,7 @@ Collector.__index = Collector
 -- Sites whose channels are counted as they come.
 local channels = { norm1 = true, norm2 = true, attention = true, ffn = true, final = true }
 -- Sites whose gradients are asked for.
-local differentiated = { norm1 = true, norm2 = true, attention = true, ffn = true, attention_out = true, mlp_out = true }
+local differentiated = { norm1 = true, norm2 = true, attention = true, ffn = true, attention_out = true, mlp_out = true, final = true }
 
 --- A collector into statistics. opt: grads; metrics: list of { name, site set, of, merge } that users declared.
 function M.new(stats, model, opt)
@@ -141,7 +141,7 @@ function Collector:observer(batch)
     if self.grads then
       -- Every gradient asked for lies behind the stream into the first layer.
       if site == "in" and not x.node then self.leaf = x:requires_grad_() end
-      if differentiated[site] then self.watched[#self.watched + 1] = { site, l, x:keep_grad() } end
+      if differentiated[site] then self.watched[#self.watched + 1] = { site = site, layer = l, x = x:keep_grad() } end
     end
   end
 end
@@ -161,7 +161,7 @@ end
 function Collector:products()
   local s = self.stats.shape
   for _, seen in ipairs(self.watched) do
-    local site, l, x = unpack(seen)
+    local site, l, x = seen.site, seen.layer, seen.x
     local function add(name, width)
       c.taylor_stats_acc(self.stats:slot(l, name .. ".taylor", { 2, 4, x.shape[3] / width }).c, x.c, x.grad.c, width, self.batch.row)
     end
@@ -181,8 +181,8 @@ function Collector:done()
   for _, x in pairs(self.streams) do x:free() end
   if self.leaf and self.leaf.grad then self.leaf.grad:free() end
   for _, seen in ipairs(self.watched) do
-    if seen[3].grad then seen[3].grad:free() end
-    seen[3]:free()
+    if seen.x.grad then seen.x.grad:free() end
+    seen.x:free()
   end
   self.streams, self.watched, self.leaf = {}, {}, nil
 end

@@ -129,25 +129,30 @@ local function standardise(x)
   return ops.affine(x, deviation > 0 and 1 / deviation or 1, deviation > 0 and -mean / deviation or -mean)
 end
 
--- How many of each layer's units are among the best `total` of all, at least one each. lists: { [l] = scores f32 [n], descending }.
-local function shares(lists, total)
-  local count, layers = 0, {}
-  for l in pairs(lists) do layers[#layers + 1] = l end
+-- The best `total` of all layers' units, at least one of each layer: { [l] = kept }. units: { [l] = scores }.
+local function best_of_all(units, total)
+  local layers, count, first = {}, 0, {}
+  for l in pairs(units) do layers[#layers + 1] = l end
   table.sort(layers)
-  for _, l in ipairs(layers) do count = count + lists[l].shape[1] end
-  local all, owner, next_one = tensor.new { count }, core.new("int32_t[?]", count), 0
+  for _, l in ipairs(layers) do
+    first[l] = count
+    count = count + units[l].shape[1]
+  end
+  local all, mark = tensor.new { count }, core.new("uint8_t[?]", count)
   local p = all:data()
   for _, l in ipairs(layers) do
-    local x = lists[l]:data()
-    for i = 0, lists[l].shape[1] - 1 do
-      -- The best of a layer stays whatever the others have.
-      p[next_one], owner[next_one] = i == 0 and math.huge or x[i], l
-      next_one = next_one + 1
+    local x, n, best = units[l]:data(), units[l].shape[1], 0
+    for i = 0, n - 1 do
+      p[first[l] + i] = x[i]
+      if x[i] > x[best] then best = i end
     end
+    -- The best of a layer stays whatever the others have.
+    p[first[l] + best] = math.huge
   end
-  local order, share = ops.argsort(all, { descending = true }):data(), {}
-  for i = 0, math.min(total, count) - 1 do share[owner[order[i]]] = (share[owner[order[i]]] or 0) + 1 end
-  return share
+  local order, kept = ops.argsort(all, { descending = true }):data(), {}
+  for i = 0, math.min(total, count) - 1 do mark[order[i]] = 1 end
+  for _, l in ipairs(layers) do kept[l] = marked(mark + first[l], units[l].shape[1]) end
+  return kept
 end
 
 local function descending(x)
@@ -174,10 +179,9 @@ local function spread(opt, units, keep)
     for l in pairs(units) do kept[l] = M.best(sum, keep(l)) end
     return kept
   end
-  local total, lists = 0, {}
-  for l, x in pairs(units) do total, lists[l] = total + keep(l), descending(x) end
-  for l, n in pairs(shares(lists, total)) do kept[l] = M.best(units[l], n) end
-  return kept
+  local total = 0
+  for l in pairs(units) do total = total + keep(l) end
+  return best_of_all(units, total)
 end
 
 -- ---- heads ----
