@@ -49,10 +49,14 @@ t.test("every recipe of the README", function()
     t.write(dir .. "/" .. name, code)
     printed[#printed + 1] = shell(dir, program .. " " .. name)
   end
-  t.equal(#printed, 2)
+  t.equal(#printed, 3)
   t.ok(printed[1]:find("Retraining can change this order", 1, true), "the sensitivity table")
   t.ok(file.kind(dir .. "/student/config.json") == "file", "the student")
   t.ok(printed[2]:find("+- over seeds", 1, true), "the sweep's table")
+  -- What the page shows is what comes out, but for speed and the last digits.
+  for _, part in ipairs { "layers by kl, 64 rows", "what the halves of 64 rows keep", "ffn by taylor_abs  ffn 125", "drop: 2, 4" } do
+    t.ok(printed[3]:find(part, 1, true), part .. " is not in: " .. printed[3])
+  end
   -- A second start runs nothing again.
   t.ok(shell(dir, program .. " recipe1.lua"):find("6 cells, 6 done, 0 to run", 1, true), "the sweep goes on")
 end)
