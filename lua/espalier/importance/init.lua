@@ -178,6 +178,7 @@ local function walk(job, source, stop)
   if at == source.rows then return false, true end
   job.collector = collect.new(stats, job.model, { grads = opt.grads, reductions = job.reductions })
   local count, start, saved = math.ceil((source.rows - at) / opt.batch), C.esp_clock(), C.esp_clock()
+  local before = stats:total "tokens"
   local watch = budget.watch { what = "measure", steps = count, time = opt.time, quiet = opt.quiet }
   local bar, stopped = progress.new { label = "measure", total = source.rows, done = at, quiet = opt.quiet }, false
   for step = 1, count do
@@ -191,12 +192,12 @@ local function walk(job, source, stop)
     end)
     at = at + n
     stats.facts.data = { { digest = digest, rows = at } }
-    if C.esp_clock() - start > 2 then
-      bar:update(at, quantity.show_count(stats:total "tokens" / (C.esp_clock() - start)) .. " tok/s")
-    end
     stopped = stop()
     if stopped then C.esp_interrupt_clear() end
     local late = watch:step(step)
+    if C.esp_clock() - start > 2 then
+      bar:update(at, quantity.show_count((stats:total "tokens" - before) / (C.esp_clock() - start)) .. " tok/s")
+    end
     if (stopped or late) and at < source.rows then break end
     if opt.out and C.esp_clock() - saved > 60 and at < source.rows then
       stats:save(opt.out)

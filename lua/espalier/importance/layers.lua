@@ -44,6 +44,7 @@ local columns = { nll = { 0, 1 }, kl = { 2, 3 }, mse_hidden = { 4, 3, "hidden" }
 local function left_out(v, name)
   local key = v.part .. "." .. v.block
   local sums = v.stats.left_out[key .. (name == "task" and ".task" or "")]
+  if not sums and name ~= "task" and key == "layer.1" then fail("stats: no %s with a layer left out; measure with { depth = true }", name) end
   if not sums then
     fail("stats: no %s with %s left out; measure with { depth = { blocks = { %d }, parts = { \"%s\" }%s } }", name,
       v.part == "layer" and "a block of " .. v.block or "the " .. v.part .. " of a layer", v.block, v.part, name == "task" and ", task = .." or "")
