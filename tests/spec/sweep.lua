@@ -78,9 +78,10 @@ end)
 
 t.test("a sweep that is killed goes on; a cell that died twice counts as failed", function()
   local dir, run, ran, start = setup()
-  local child = start "slow=0.3"
+  -- Long enough that the cell still runs when the sweep is started again on a busy machine.
+  local child = start "slow=1.5"
   while not file.kind(dir .. "/s/ran") do process.sleep(0.005) end
-  process.sleep(0.4)
+  process.sleep(0.05)
   child:signal(9)
   child:wait()
   -- Its child runs its cell to the end; the next start waits for it.
