@@ -97,7 +97,7 @@ int esp_tensor_ndim(const esp_tensor *t);
 const int64_t *esp_tensor_shape(const esp_tensor *t);
 const int64_t *esp_tensor_stride(const esp_tensor *t);
 int64_t esp_tensor_count(const esp_tensor *t);       /* elements */
-/* Address of the first element; NULL with an error set if dropped. Read-only (mapped) tensors: do not write. */
+/* Address of the first element; NULL with an error set if dropped, or if the mapped file became shorter. Read-only (mapped) tensors: do not write. */
 void *esp_tensor_data(const esp_tensor *t);
 int esp_tensor_readonly(const esp_tensor *t);        /* 1 if it views a mapped file */
 int esp_tensor_aligned(const esp_tensor *t);         /* 0 where the bytes of a mapped file do not begin at a multiple of the element's size */

@@ -34,6 +34,16 @@ int esp_parallel(int64_t blocks, esp_task *task, void *context);
  * of the same thread. NULL with the error text set where there is no memory. */
 void *esp_scratch(int64_t bytes);
 
+/* ---- mapped files that become shorter while they are read (bus.c) ---- */
+
+typedef struct esp_bus_region esp_bus_region;
+/* A mapping of the file `path`, from now on readable to its end whatever happens to the file; NULL with the error text set. */
+esp_bus_region *esp_bus_watch(void *data, int64_t bytes, const char *path);
+void esp_bus_forget(esp_bus_region *r);          /* before it is unmapped */
+int64_t esp_bus_losses(void);                    /* how often a mapping lost its file so far: esp_parallel fails where this grew meanwhile */
+int esp_bus_check(const void *data);             /* ESP_EIO naming the file where `data` lies in a mapping that lost it */
+int esp_bus_fail(void);                          /* ESP_EIO naming a file that was lost */
+
 /* ---- random bits: Philox4x32-10 (Salmon et al., 2011), a function of (key, counter) ---- */
 
 void esp_philox(uint32_t out[4], uint64_t seed, uint64_t stream, uint64_t index);

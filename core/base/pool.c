@@ -148,7 +148,11 @@ static int run_serially(int64_t blocks, esp_task *task, void *context)
 
 int esp_parallel(int64_t blocks, esp_task *task, void *context)
 {
-    if (blocks <= 1 || inside) return run_serially(blocks, task, context);
+    int64_t losses = esp_bus_losses();
+    if (blocks <= 1 || inside) {
+        int code = run_serially(blocks, task, context);
+        return code == ESP_OK && losses != esp_bus_losses() ? esp_bus_fail() : code;
+    }
     pthread_mutex_lock(&pool.caller);
     pthread_mutex_lock(&pool.lock);
     if (!pool.started) start_locked();
@@ -176,7 +180,7 @@ int esp_parallel(int64_t blocks, esp_task *task, void *context)
         code = atomic_load(&pool.failed) ? esp_fail(pool.code, "%s", pool.text) : ESP_OK;
     }
     pthread_mutex_unlock(&pool.caller);
-    return code;
+    return code == ESP_OK && losses != esp_bus_losses() ? esp_bus_fail() : code;
 }
 
 void *esp_scratch(int64_t bytes)

@@ -177,8 +177,9 @@ static void hex_of(char *hex, XXH128_hash_t h)
 
 int esp_hash(char *hex, const void *data, int64_t bytes)
 {
+    int64_t losses = esp_bus_losses();
     hex_of(hex, XXH3_128bits(data, (size_t)bytes));
-    return ESP_OK;
+    return losses != esp_bus_losses() ? esp_bus_fail() : ESP_OK;
 }
 
 int esp_hash_file(char *hex, const char *path)

@@ -17,6 +17,7 @@ typedef struct esp_mapping {
     int64_t references;
     void *data;
     int64_t bytes;
+    esp_bus_region *watched;
 } esp_mapping;
 /* Maps a file of at least `least` bytes; a shorter one is "N bytes are no `what`". */
 int esp_mapping_open(esp_mapping **out, const char *path, int64_t least, const char *what);

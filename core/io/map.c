@@ -20,11 +20,13 @@ int esp_mapping_open(esp_mapping **out, const char *path, int64_t least, const c
     close(fd);
     if (code != ESP_OK) return code;
     esp_mapping *m = esp_malloc(sizeof *m);
-    if (!m) {
+    esp_bus_region *watched = m ? esp_bus_watch(data, s.st_size, path) : NULL;
+    if (!watched) {
         munmap(data, (size_t)s.st_size);
+        esp_free(m);
         return ESP_EMEM;
     }
-    *m = (esp_mapping){1, data, s.st_size};
+    *m = (esp_mapping){1, data, s.st_size, watched};
     *out = m;
     return ESP_OK;
 }
@@ -33,6 +35,7 @@ void esp_mapping_release(void *mapping)
 {
     esp_mapping *m = mapping;
     if (__atomic_sub_fetch(&m->references, 1, __ATOMIC_ACQ_REL) > 0) return;
+    esp_bus_forget(m->watched);
     munmap(m->data, (size_t)m->bytes);
     esp_free(m);
 }

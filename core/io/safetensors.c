@@ -7,7 +7,7 @@
 #include "../tensor/tensor.h"
 #include "io.h"
 
-enum { MOST_DIMS = 32, MOST_HEADER = 100 << 20 };
+enum { MOST_DIMS = 32, MOST_HEADER = 100000000 };
 
 typedef struct entry {
     const char *name, *dtype;
@@ -180,7 +180,7 @@ int esp_safetensors_open(esp_safetensors **out, const char *path)
     if (code == ESP_OK) {
         memcpy(&n, s->map->data, 8);
         if (n < 2 || n > MOST_HEADER || n > (uint64_t)s->map->bytes - 8) {
-            code = BAD("%s: the header's length is %llu, want 2 to %lld (bytes after it in the file, at most 100 MiB)", path, (unsigned long long)n,
+            code = BAD("%s: the header's length is %llu, want 2 to %lld (bytes after it in the file, at most 100 MB)", path, (unsigned long long)n,
                        (long long)esp_min(s->map->bytes - 8, MOST_HEADER));
         }
     }

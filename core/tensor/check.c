@@ -22,6 +22,7 @@ int esp_check(const char *op, const char *arg, const esp_tensor *t, unsigned dty
     if (!(ESP_BIT(t->dtype) & dtypes)) {
         return esp_fail(ESP_EDTYPE, "%s: '%s' is %s, want %s", op, arg, esp_dtype_name(t->dtype), dtype_names(text, dtypes));
     }
+    if (t->storage->readonly) TRY(esp_bus_check(t->storage->data));
     if (access != ESP_READ_BYTES && !esp_tensor_aligned(t)) {
         return esp_fail(ESP_EARG, "%s: '%s' views unaligned bytes of a file; clone it first", op, arg);
     }

@@ -165,6 +165,7 @@ void *esp_tensor_data(const esp_tensor *t)
         esp_fail(ESP_EARG, "data: the tensor was freed");
         return NULL;
     }
+    if (t->storage->readonly && esp_bus_check(t->storage->data) != ESP_OK) return NULL;
     return esp_tensor_at(t);
 }
 

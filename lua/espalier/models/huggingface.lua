@@ -1,6 +1,7 @@
 --- Hugging Face folders, in and out: config.json, safetensors (one file or shards with an index), the tokenizer's files.
 
 local tensor = require "espalier.tensor"
+local lazy = require "espalier.tensor.lazy"
 local tape = require "espalier.tape"
 local core = require "espalier.ffi"
 local file = require "espalier.io.file"
@@ -8,6 +9,7 @@ local json = require "espalier.io.json"
 local shards = require "espalier.io.shards"
 local configs = require "espalier.models.config"
 local models = require "espalier.models.model"
+local bounded = require "espalier.models.bounded"
 local lineages = require "espalier.lineage.store"
 local options = require "espalier.options"
 local fail = require "espalier.fail"
@@ -24,18 +26,7 @@ local function same(a, b)
   return table.concat(a, "x") == table.concat(b, "x")
 end
 
---- Refuses a tensor that holds NaN or infinity.
-function M.check_finite(name, t, what)
-  local f = tensor.to(t, "f32")
-  local total = tensor.zeros({}, "f64")
-  core.ops.sumsq_acc(total.c, f.c)
-  local sum = total:item()
-  if f ~= t then f:free() end
-  total:free()
-  if not (sum < math.huge) then fail("%s: '%s' holds NaN or infinity", what, name) end
-end
-
--- A stored tensor under the names of its parts: { [name] = tensor }.
+-- A stored tensor under the names of its parts: { [name] = lazy tensor }. Nothing is read: NaN and infinity are looked for when it is first used.
 local function take(where, want, dir, dtype)
   local f = where[want.name]
   if not f then fail("%s: the weight '%s' is missing", dir, want.name) end
@@ -43,16 +34,11 @@ local function take(where, want, dir, dtype)
   if not same(shape, want.shape) then
     fail("%s: '%s' is [%s], want [%s] (from config.json)", dir, want.name, table.concat(shape, ", "), table.concat(want.shape, ", "))
   end
-  local t = f:tensor(want.name)
-  if t.dtype ~= "f32" and t.dtype ~= "bf16" and t.dtype ~= "f16" then fail("%s: '%s' is %s, want f32, bf16 or f16", dir, want.name, t.dtype) end
-  M.check_finite(want.name, t, dir)
-  -- f16 is a storage format only.
-  local keep = dtype or (t.dtype == "f16" and "f32" or t.dtype)
-  t = tensor.to(t, keep)
-  if #want.parts == 1 then return { [want.parts[1].name] = t } end
-  local parts, at = {}, 0
+  local whole, parts, at = f:view(want.name), {}, 0
+  local what = string.format("%s: '%s'", dir, want.name)
   for _, part in ipairs(want.parts) do
-    parts[part.name] = tensor.narrow(t, 0, at, part.shape[1])
+    local own = #want.parts == 1 and whole or tensor.narrow(whole, 0, at, part.shape[1])
+    parts[part.name] = lazy.of(own, { dtype = dtype, what = what })
     at = at + part.shape[1]
   end
   return parts
@@ -60,7 +46,8 @@ end
 
 local harmless = { ["lm_head.weight"] = true }
 
---- Opens a folder. opt.dtype: "f32" or "bf16" converts; without it the weights stay mapped as they are stored.
+--- Opens a folder: headers and shapes are checked, weights are read when they are first used. f32 and bf16 are used as they are stored, mapped; f16
+-- and f64 widen to f32, f8 to bf16, exactly (f64 is rounded). opt.dtype: "f32" or "bf16" converts.
 function M.load(dir, opt)
   opt = options.check("esp.load", opt, { dtype = { "string", one_of = { "f32", "bf16" } } })
   local config_path = file.join(dir, "config.json")
@@ -94,21 +81,31 @@ local function probe(s)
   return rows
 end
 
--- Largest difference between two tensors of one shape.
-local function largest_difference(a, b)
-  return tape.no_grad(tape.scope, function()
-    local d = (a - b):abs():view(-1)
-    return (d:max(0)):item()
-  end)
+-- The dtype that most weights are written in, as config.json states it.
+local function common_dtype(model, asked)
+  local count, most = {}, nil
+  for _, t in pairs(model:parameters()) do
+    local dtype = lazy.stored(t, asked)
+    count[dtype] = (count[dtype] or 0) + t:count()
+    if not most or count[dtype] > count[most] then most = dtype end
+  end
+  return most
 end
 
-local function write_parts(model, dir, dtype, shard)
+-- The model that the folder will hold.
+local function rounded(model, asked)
+  local weights = {}
+  for name, t in pairs(model:parameters()) do weights[name] = lazy.rounded(t, lazy.stored(t, asked)) end
+  return models.new(model.shape, { weights = weights })
+end
+
+local function write_parts(model, dir, asked, dtype, shard)
   local weights, names, own = {}, {}, model:parameters()
   for i, want in ipairs(configs.stored(model.shape, configs.kind(model.shape, model.config))) do
     names[i], weights[want.name] = want.name, {}
     for k, part in ipairs(want.parts) do weights[want.name][k] = own[part.name] end
   end
-  shards.write(dir, weights, { order = names, dtype = dtype, finite = true, shard = shard })
+  shards.write(dir, weights, { order = names, dtype = asked, finite = true, shard = shard })
   json.write(file.join(dir, "config.json"), configs.to_config(model.shape, model.config, dtype))
   local has_generation
   if model.source and file.kind(model.source) == "folder" then
@@ -146,27 +143,27 @@ local function prepare(dir)
 end
 
 --- Writes the model as a Hugging Face folder: beside its name first, reloaded, logits compared on a fixed batch, then put in place.
--- opt.dtype: "f32" (default), "bf16" or "f16"; the comparison is with the model rounded to it. opt.shard: most bytes of weights in a file ("5GB").
--- Returns the largest difference of a logit.
+-- opt.dtype: "f32", "bf16" or "f16" for all weights; otherwise each keeps the dtype it was read in. opt.shard: most bytes of a file ("5GB").
+-- Weights of a model that was opened, or cut from one, go from file to file in pieces of 16 MiB. Compared are the logits of the model with its
+-- weights rounded as they were written and those of the folder, in f32 arithmetic on both sides, so that only what was written can differ; block by
+-- block and the head in slices, so that neither model is held. Returns the largest difference.
 function M.save(model, dir, opt)
-  opt = options.check("model:save", opt, { dtype = { "string", one_of = { "f32", "bf16", "f16" }, default = "f32" },
+  opt = options.check("model:save", opt, { dtype = { "string", one_of = { "f32", "bf16", "f16" } },
     shard = { "bytes", default = "5GB" }, quiet = { "bool", default = false } })
   dir = dir:gsub("/+$", "")
   prepare(dir)
+  local dtype = common_dtype(model, opt.dtype)
   local part = dir .. ".part-" .. core.C.esp_process_id()
   file.remove(part)
   file.make(part)
   local ok, result = pcall(tape.scope, function()
-    write_parts(model, part, opt.dtype, opt.shard)
-    local ids = probe(model.shape)
-    local rounded = opt.dtype == "f32" and model or model:clone { dtype = opt.dtype == "f16" and "f32" or opt.dtype }
-    if opt.dtype == "f16" then rounded.decoder:replace(function(_, t) return tensor.to(tensor.to(t, "f16"), "f32") end) end
-    local difference = largest_difference(rounded:logits(ids), M.load(part):logits(ids))
+    write_parts(model, part, opt.dtype, dtype, opt.shard)
+    local difference = bounded.largest_difference(rounded(model, opt.dtype), M.load(part), probe(model.shape))
     if not (difference <= 1e-4) then
       fail("save: the written folder gives logits that differ by %g, want at most 1e-4; nothing was put in place", difference)
     end
     json.write(file.join(part, "espalier.json"), { lineage = lineages.write(model.lineage, part), largest_logit_difference = difference,
-      dtype = opt.dtype })
+      dtype = dtype })
     return difference
   end)
   if not ok then
@@ -174,7 +171,7 @@ function M.save(model, dir, opt)
     error(result, 0)
   end
   file.replace(part, dir)
-  if not opt.quiet then print(string.format("wrote %s (%s); reloaded, largest difference of a logit %.2g", dir, opt.dtype, result)) end
+  if not opt.quiet then print(string.format("wrote %s (%s); reloaded, largest difference of a logit %.2g", dir, dtype, result)) end
   return result
 end
 

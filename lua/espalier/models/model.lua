@@ -2,6 +2,7 @@
 
 local core = require "espalier.ffi"
 local tensor = require "espalier.tensor"
+local lazy = require "espalier.tensor.lazy"
 local ops = require "espalier.ops"
 local tape = require "espalier.tape"
 local nn = require "espalier.nn"
@@ -40,7 +41,7 @@ function Model:clone(opt)
   local dtype, weights = opt and opt.dtype or "f32", {}
   tape.outside_scopes(function()
     for name, t in pairs(self:parameters()) do
-      weights[name] = tensor.new(t.shape, dtype):copy_from(t)
+      weights[name] = lazy.copy(t, dtype)
     end
   end)
   return M.new(shapes.copy(self.shape), { weights = weights, config = self.config, source = self.source, tokenizer = self.tokenizer,
@@ -96,9 +97,10 @@ function Model:states(hidden)
   return { hidden = hidden, weight = self:head(), cap = self.shape.logit_cap }
 end
 
---- Logits [..,vocab] of states [..,hidden] after the final norm. Recorded unless inside esp.no_grad.
-function Model:project(hidden)
-  local logits = ops.linear(hidden, self:head())
+--- Logits [..,vocab] of states [..,hidden] after the final norm. Recorded unless inside esp.no_grad. weight: some rows [n, hidden] of the head, for
+-- logits [..,n].
+function Model:project(hidden, weight)
+  local logits = ops.linear(hidden, weight or self:head())
   return self.shape.logit_cap and ops.softcap(logits, self.shape.logit_cap) or logits
 end
 

@@ -93,6 +93,7 @@ end
 -- opt.observe(site, layer, tensor) is called, in this order, at "in", "norm1", "q", "k", "attention" (what enters o_proj), "attention_out" (what
 -- is added), "mid", "norm2", "pre" (what the activation reads), "ffn" (what enters down_proj), "mlp_out", "out", and at the end at "final" (after
 -- the last norm; layer nil). What it keeps it must clone.
+-- opt.bounded: weights that were not read yet are made block by block and do not stay (not recorded).
 -- opt.from: { layer =, x = } starts with the residual stream x into that layer. opt.cache: keys and values of earlier positions.
 function Decoder:forward(ids, opt)
   opt = opt or {}
@@ -111,7 +112,7 @@ function Decoder:forward(ids, opt)
         x = block(x, c)
       else
         -- Nothing is kept for backward, so what a block made goes as soon as it is done.
-        local y = tape.scope(block.forward, block, x, c)
+        local y = tape.scope(opt.bounded and block.pass or block.forward, block, x, c)
         if y ~= x and not (opt.from and x == opt.from.x) then x:free() end
         x = y
       end

@@ -5,6 +5,7 @@
 local Module = require "espalier.nn.module"
 local ops = require "espalier.ops"
 local tensor = require "espalier.tensor"
+local lazy = require "espalier.tensor.lazy"
 local fail = require "espalier.fail"
 
 local layers = {}
@@ -83,8 +84,16 @@ function layers.Embedding(opt)
   return setmetatable({ vocab = vocab, size = n, scale = opt.scale or 1, weight = Module.weight(opt, { vocab, n }) }, Embedding)
 end
 
+-- Rows of weight at ids; of a table that was not read yet only those are.
+local function table_rows(weight, ids)
+  if not lazy.is(weight) or weight.requires_grad then return ops.embedding(weight, ids) end
+  local count, shape = ids:count(), { unpack(ids.shape) }
+  shape[#shape + 1] = weight.shape[2]
+  return tensor.view(lazy.load(lazy.take(weight, tensor.view(tensor.contiguous(ids), { count })), "f32"), shape)
+end
+
 function Embedding:forward(ids)
-  local x = ops.embedding(self.weight, ids)
+  local x = table_rows(self.weight, ids)
   return self.scale == 1 and x or x * self.scale
 end
 

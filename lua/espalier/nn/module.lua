@@ -4,6 +4,7 @@
 -- names of parameters are the paths to them: "model.layers.3.mlp.up_proj.weight".
 
 local tensor = require "espalier.tensor"
+local lazy = require "espalier.tensor.lazy"
 
 local Module = {}
 
@@ -53,6 +54,30 @@ end
 function methods:requires_grad(on)
   walk(self, "", function(_, t) t.requires_grad = on ~= false end)
   return self
+end
+
+local function put_back(taken, ok, ...)
+  for _, one in ipairs(taken) do
+    one.owner[one.field]:free()
+    one.owner[one.field] = one.weight
+  end
+  if not ok then error((...), 0) end
+  return ...
+end
+
+--- self:forward(...) with every weight below that was not read yet made for this call only: so a model runs that is larger than memory.
+function methods:pass(...)
+  local taken = {}
+  local function run(...)
+    walk(self, "", function(_, t, owner, field)
+      if lazy.is(t) then
+        owner[field] = lazy.load(t)
+        taken[#taken + 1] = { weight = t, owner = owner, field = field }
+      end
+    end)
+    return self:forward(...)
+  end
+  return put_back(taken, pcall(run, ...))
 end
 
 --- A new class of modules. name: for messages; weights, parts: lists of field names.

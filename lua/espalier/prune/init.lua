@@ -1,11 +1,11 @@
 --- Pruning: a smaller model of the rows and columns that a ranking keeps. The model given never changes.
 
 local tensor = require "espalier.tensor"
+local lazy = require "espalier.tensor.lazy"
 local tape = require "espalier.tape"
 local models = require "espalier.models.model"
 local shapes = require "espalier.models.shape"
 local legal = require "espalier.prune.legal"
-local huggingface = require "espalier.models.huggingface"
 local hash = require "espalier.models.hash"
 local fail = require "espalier.fail"
 
@@ -20,13 +20,6 @@ local function channels(heads, e)
   return list
 end
 
--- t with only the kept rows (axis 0) and columns (axis 1); nil keeps all. Always a new tensor.
-local function cut(t, rows, columns)
-  if rows then t = tensor.index_select(t, 0, rows) end
-  if columns then t = tensor.index_select(t, #t.shape - 1, columns) end
-  return (rows or columns) and t or tensor.clone(t)
-end
-
 -- What is kept along an axis of a tensor of layer l of the source; nil: all of it.
 local function kept_along(axis, l, s, sets)
   if axis == "hidden" then return sets.hidden end
@@ -35,15 +28,19 @@ local function kept_along(axis, l, s, sets)
 end
 
 --- Weights of the shape `new`, cut from those of a model of shape s: layer i of it is layer kept_layers[i+1] of the source. The order of a set is the
--- order of what it keeps.
+-- order of what it keeps. Weights of a model that was opened are cut when they are first used, or while they are saved.
 function M.cut(new, from, s, sets, kept_layers)
-  local weights = {}
+  local weights, index = {}, {}
+  -- One tensor of indices for all that are cut by the same list.
+  local function indices(list)
+    if list and not index[list] then index[list] = tensor.of(list, { dtype = "i32" }) end
+    return list and index[list]
+  end
   for _, t in ipairs(shapes.tensors(new)) do
     local l = t.layer and kept_layers[t.layer + 1]
     local source = from[l and "model.layers." .. l .. "." .. t.below or t.name]
     local rows, columns = kept_along(t.axes[1], l, s, sets), t.axes[2] and kept_along(t.axes[2], l, s, sets)
-    weights[t.name] = cut(source, rows, columns)
-    huggingface.check_finite(t.name, weights[t.name], "esp.prune")
+    weights[t.name] = lazy.take(source, indices(rows), indices(columns), string.format("esp.prune: '%s'", t.name))
   end
   return weights
 end

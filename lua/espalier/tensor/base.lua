@@ -217,12 +217,17 @@ local function nested(p, shape, depth, at)
   return list, at
 end
 
+-- After reading through a pointer: a mapped file that became shorter meanwhile is an error, not zeros.
+local function still_there(t)
+  if C.esp_tensor_data(t.c) == nil then core.raise() end
+end
+
 --- The numbers as nested lists (a scalar as a number).
 function Tensor:table()
   local dense = readable(self)
   local p = dense:data()
-  if #self.shape == 0 then return tonumber(p[0]) end
-  local list = nested(p, self.shape, 1, 0)
+  local list = #self.shape == 0 and tonumber(p[0]) or nested(p, self.shape, 1, 0)
+  still_there(dense)
   if dense ~= self then dense:free() end
   return list
 end
@@ -231,7 +236,9 @@ end
 function Tensor:item()
   if self:count() ~= 1 then fail("item: the tensor is %s, want one element", M.shape_text(self)) end
   local dense = readable(self)
-  return tonumber(dense:data()[0])
+  local value = tonumber(dense:data()[0])
+  still_there(dense)
+  return value
 end
 
 function M.shape_text(t)
@@ -252,8 +259,18 @@ function Tensor:free()
   C.esp_tensor_drop(self.c)
 end
 
+-- The bytes of a mapped file are not for writing: the first write gets bytes of its own.
+local function own(t)
+  if C.esp_tensor_readonly(t.c) == 0 then return t end
+  local y = M.clone(t)
+  y.kept = true
+  t.c = y.c
+  return t
+end
+
 --- Overwrites every element with value.
 function Tensor:fill(value)
+  own(self)
   ops.fill(self.c, value)
   self.version = (self.version or 0) + 1
   return self
@@ -261,6 +278,7 @@ end
 
 --- Overwrites the elements with those of x (same shape), converting its dtype.
 function Tensor:copy_from(x)
+  own(self)
   ops.copy(self.c, x.c)
   self.version = (self.version or 0) + 1
   return self

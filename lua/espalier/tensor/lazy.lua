@@ -23,7 +23,9 @@ local written = { f32 = "f32", bf16 = "bf16", f16 = "f16", f64 = "f32", f8_e4m3 
 
 local function index(list)
   if not list or tensor.is(list) then return list end
-  return tensor.of(list, { dtype = "i32" }):keep()
+  local t = tensor.of(list, { dtype = "i32" })
+  t.kept = true
+  return t
 end
 
 -- outer[inner[i]], either nil for all.
@@ -35,6 +37,7 @@ local function composed(outer, inner)
     if i[k] < 0 or i[k] >= outer.shape[1] then fail("take: index %d at place %d, want 0 to %d", i[k], k, outer.shape[1] - 1) end
     to[k] = o[i[k]]
   end
+  both.kept = true
   return both
 end
 
@@ -56,7 +59,7 @@ end
 -- widen to f32, f8 to bf16 otherwise); opt.what: whose it is, in the sentence that refuses NaN and infinity when it is first used.
 function M.of(source, opt)
   local own = used[source.dtype] or fail("%s is %s, want f64, f32, f16, bf16 or f8", opt.what, source.dtype)
-  return make({ source = alias(source), what = opt.what }, opt.dtype or own, opt.dtype or written[source.dtype])
+  return make({ source = alias(source), what = opt.what, through = opt.dtype }, opt.dtype or own, opt.dtype or written[source.dtype])
 end
 
 -- Is what t views a file?
@@ -83,6 +86,8 @@ end
 
 --- t as it would be after it was written in a dtype and read again. t must not change while the result is in use.
 function M.rounded(t, dtype)
+  -- A lazy tensor rounds once: what is rounded already is made first.
+  if M.is(t) and t.recipe.through and t.recipe.through ~= dtype then M.settle(t) end
   local r = M.is(t) and t.recipe or { source = t }
   return make({ source = r.source, rows = r.rows, columns = r.columns, through = dtype, what = r.what }, used[dtype], dtype)
 end
@@ -107,6 +112,13 @@ local function gathered(r, dtype)
   return y
 end
 
+-- t in a dtype; t itself goes where it has another.
+local function converted(t, dtype)
+  local y = tensor.to(t, dtype)
+  if y ~= t then t:free() end
+  return y
+end
+
 local function check_finite(t, r)
   local yes = core.new "int[1]"
   core.try(core.C.esp_tensor_finite(yes, t.c))
@@ -117,20 +129,43 @@ end
 function M.load(t, dtype)
   if not M.is(t) then fail("lazy.load: the tensor %s is not lazy", tensor.shape_text(t)) end
   local r = t.recipe or fail("a tensor %s that was freed is used", tensor.shape_text(t))
-  dtype = dtype or t.dtype
   local y
-  if as_it_is(t) and dtype == t.dtype then
+  if as_it_is(t) then
     y = tensor.as_strided(r.source, r.source.shape, r.source:strides(), 0)
-    y.stored = t.stored
-  elseif r.through and r.through ~= dtype then
-    local between = gathered(r, r.through)
-    y = tensor.to(between, dtype)
-    between:free()
   else
-    y = gathered(r, dtype)
+    y = converted(gathered(r, r.through or t.dtype), t.dtype)
   end
   check_finite(y, r)
-  return y
+  return converted(y, dtype or t.dtype)
+end
+
+--- A new tensor in memory of its own, f32 unless said, of any tensor; a lazy one stays lazy.
+function M.copy(t, dtype)
+  dtype = dtype or "f32"
+  if not M.is(t) then return tensor.new(t.shape, dtype):copy_from(t) end
+  local y = M.load(t, dtype)
+  return mapped(y) and tensor.clone(y) or y
+end
+
+-- n rows (of a vector: elements) of a lazy tensor from one on, lazy.
+local function part(t, from, n)
+  local r, at = t.recipe, #t.shape == 1 and "columns" or "rows"
+  local one = { source = r.source, rows = r.rows, columns = r.columns, through = r.through, what = r.what }
+  if one[at] then one[at] = tensor.narrow(one[at], 0, from, n) else one.source = alias(tensor.narrow(r.source, 0, from, n)) end
+  return make(one, t.dtype, t.stored)
+end
+
+--- for from, rows in lazy.rows(t, n): all of any tensor, n rows at a time, as ordinary tensors; a lazy one stays lazy.
+function M.rows(t, n)
+  local at, last = 0, nil
+  return function()
+    if last then last:free() end
+    if at >= t.shape[1] then return nil end
+    local from, count = at, math.min(n, t.shape[1] - at)
+    at = at + count
+    last = M.is(t) and M.load(part(t, from, count)) or tensor.narrow(t, 0, from, count)
+    return from, last
+  end
 end
 
 --- Makes t an ordinary tensor, now.
