@@ -12,6 +12,12 @@ int esp_sync_folder_of(const char *path);
 char *esp_beside(const char *path);
 char *esp_copy_text(const char *text);
 
+/* One value, key or end of a JSON text; e is valid during the call. ESP_EFORMAT ends the walk, and the error then tells line and column too. */
+typedef int esp_json_visit(void *context, const esp_json_event *e);
+enum { ESP_JSON_DEEPEST = 256 };
+/* Walks a text without holding it; the same key twice is the visitor's business. */
+int esp_json_walk(const char *text, int64_t bytes, const char *name, esp_json_visit *visit, void *context);
+
 /* A regular file mapped read-only, shared by those who view it. */
 typedef struct esp_mapping {
     int64_t references;
