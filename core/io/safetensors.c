@@ -83,7 +83,7 @@ static int keep_text(int64_t *at, reader *r, const esp_json_event *e)
 static int whole(int64_t *out, const reader *r, const esp_json_event *e, const char *what)
 {
     if (e->kind != ESP_JSON_INT || !(e->number >= 0) || e->number > 9007199254740991.0) {
-        return BAD("tensor '%s': %s '%.*s' is no whole number from 0", name_of(r), what, (int)esp_min(e->bytes, 100), e->text);
+        return BAD("tensor '%.100s': %s '%.*s' is no whole number from 0", name_of(r), what, (int)esp_min(e->bytes, 100), e->text);
     }
     *out = (int64_t)e->number;
     return ESP_OK;
@@ -92,14 +92,14 @@ static int whole(int64_t *out, const reader *r, const esp_json_event *e, const c
 static int end_tensor(reader *r)
 {
     entry *t = &r->t;
-    if (r->seen != SEEN_ALL) return BAD("tensor '%s' wants dtype, shape and data_offsets", name_of(r));
+    if (r->seen != SEEN_ALL) return BAD("tensor '%.100s' wants dtype, shape and data_offsets", name_of(r));
     int64_t n = 1, bytes;
     for (int i = 0; i < t->ndim; i++) {
-        if (__builtin_mul_overflow(n, dims_of(r->s, t)[i], &n)) return BAD("tensor '%s' has more elements than can be counted", name_of(r));
+        if (__builtin_mul_overflow(n, dims_of(r->s, t)[i], &n)) return BAD("tensor '%.100s' has more elements than can be counted", name_of(r));
     }
     t->begin = r->offsets[0], t->end = r->offsets[1];
     if (__builtin_mul_overflow(n, dtypes[t->dtype].bytes, &bytes) || t->end < t->begin || t->end - t->begin != bytes) {
-        return BAD("tensor '%s' has %lld bytes at its offsets, want %lld (dtype times shape)", name_of(r), (long long)(t->end - t->begin),
+        return BAD("tensor '%.100s' has %lld bytes at its offsets, want %lld (dtype times shape)", name_of(r), (long long)(t->end - t->begin),
                    (long long)bytes);
     }
     r->place = TENSORS;
@@ -131,38 +131,38 @@ static int begin_field(reader *r, const esp_json_event *e)
     if (e->kind == ESP_JSON_OBJECT_END) return end_tensor(r);
     for (int i = 0; i < 3; i++) {
         if (e->bytes != (int64_t)strlen(fields[i].name) || memcmp(e->text, fields[i].name, (size_t)e->bytes) != 0) continue;
-        if (r->seen & fields[i].seen) return BAD("tensor '%s': %s stands twice", name_of(r), fields[i].name);
+        if (r->seen & fields[i].seen) return BAD("tensor '%.100s': %s stands twice", name_of(r), fields[i].name);
         r->seen |= fields[i].seen;
         r->place = fields[i].next;
         return ESP_OK;
     }
-    return BAD("tensor '%s' has a field '%.*s', want dtype, shape and data_offsets", name_of(r), (int)esp_min(e->bytes, 100), e->text);
+    return BAD("tensor '%.100s' has a field '%.*s', want dtype, shape and data_offsets", name_of(r), (int)esp_min(e->bytes, 100), e->text);
 }
 
 static int read_dtype(reader *r, const esp_json_event *e)
 {
-    if (e->kind != ESP_JSON_STRING) return BAD("tensor '%s': dtype is no text", name_of(r));
+    if (e->kind != ESP_JSON_STRING) return BAD("tensor '%.100s': dtype is no text", name_of(r));
     r->place = FIELDS;
     for (r->t.dtype = 0; r->t.dtype < DTYPES; r->t.dtype++) {
         const char *name = dtypes[r->t.dtype].name;
         if (e->bytes == (int64_t)strlen(name) && memcmp(e->text, name, (size_t)e->bytes) == 0) return ESP_OK;
     }
-    return BAD("tensor '%s' has the dtype '%.*s', which is not known", name_of(r), (int)esp_min(e->bytes, 100), e->text);
+    return BAD("tensor '%.100s' has the dtype '%.*s', which is not known", name_of(r), (int)esp_min(e->bytes, 100), e->text);
 }
 
 static int read_number(reader *r, const esp_json_event *e)
 {
     int64_t n = 0;
     if (e->kind == ESP_JSON_ARRAY_END) {
-        if (r->place == NUMBERS && r->offset_count != 2) return BAD("tensor '%s': data_offsets wants two numbers", name_of(r));
+        if (r->place == NUMBERS && r->offset_count != 2) return BAD("tensor '%.100s': data_offsets wants two numbers", name_of(r));
         r->place = FIELDS;
         return ESP_OK;
     }
     if (r->place == NUMBERS) {
-        if (r->offset_count == 2) return BAD("tensor '%s': data_offsets wants two numbers", name_of(r));
+        if (r->offset_count == 2) return BAD("tensor '%.100s': data_offsets wants two numbers", name_of(r));
         return whole(&r->offsets[r->offset_count++], r, e, "offset");
     }
-    if (r->t.ndim++ == MOST_DIMS) return BAD("tensor '%s' has more than %d dimensions", name_of(r), (int)MOST_DIMS);
+    if (r->t.ndim++ == MOST_DIMS) return BAD("tensor '%.100s' has more than %d dimensions", name_of(r), (int)MOST_DIMS);
     TRY(whole(&n, r, e, "dimension"));
     return append(&r->s->dims, &n, 1, sizeof n);
 }
@@ -174,7 +174,7 @@ static int read_metadata(reader *r, const esp_json_event *e)
         r->place = e->kind == ESP_JSON_KEY ? VALUE : TENSORS;
         return e->kind == ESP_JSON_KEY ? keep_text(&r->key, r, e) : ESP_OK;
     }
-    if (e->kind != ESP_JSON_STRING) return BAD("__metadata__ '%s' is no text", text_of(r->s, r->key));
+    if (e->kind != ESP_JSON_STRING) return BAD("__metadata__ '%.100s' is no text", text_of(r->s, r->key));
     r->place = KEYS;
     TRY(keep_text(&p.value, r, e));
     return append(&r->s->metadata, &p, 1, sizeof p);
@@ -183,7 +183,7 @@ static int read_metadata(reader *r, const esp_json_event *e)
 static int enter(reader *r, const esp_json_event *e, int kind, enum place next, const char *complaint)
 {
     int named = r->place == TENSOR || r->place == SHAPE || r->place == OFFSETS;
-    if (e->kind != kind) return named ? BAD("tensor '%s': %s", name_of(r), complaint) : BAD("%s", complaint);
+    if (e->kind != kind) return named ? BAD("tensor '%.100s': %s", name_of(r), complaint) : BAD("%s", complaint);
     r->place = next;
     return ESP_OK;
 }
@@ -232,16 +232,16 @@ static int check_whole(esp_safetensors *s)
     void *texts = s->texts.data;
     if (m) qsort_r(m, (size_t)s->metadata.used, sizeof *m, by_key, texts);
     for (int64_t i = 1; i < s->metadata.used; i++) {
-        if (by_key(&m[i - 1], &m[i], texts) == 0) return BAD("%s: __metadata__ has '%s' twice", s->path, text_of(s, m[i].key));
+        if (by_key(&m[i - 1], &m[i], texts) == 0) return BAD("%s: __metadata__ has '%.100s' twice", s->path, text_of(s, m[i].key));
     }
     if (t) qsort_r(t, (size_t)count, sizeof *t, by_name, texts);
     for (int64_t i = 1; i < count; i++) {
-        if (by_name(&t[i - 1], &t[i], texts) == 0) return BAD("%s: tensor '%s' stands twice", s->path, text_of(s, t[i].name));
+        if (by_name(&t[i - 1], &t[i], texts) == 0) return BAD("%s: tensor '%.100s' stands twice", s->path, text_of(s, t[i].name));
     }
     if (t) qsort(t, (size_t)count, sizeof *t, by_begin);
     for (int64_t i = 0; i < count; at = t[i++].end) {
         if (t[i].begin == at) continue;
-        return BAD("%s: tensor '%s' begins at byte %lld of the data, want %lld (no gap, no overlap)", s->path, text_of(s, t[i].name),
+        return BAD("%s: tensor '%.100s' begins at byte %lld of the data, want %lld (no gap, no overlap)", s->path, text_of(s, t[i].name),
                    (long long)t[i].begin, (long long)at);
     }
     if (at != have) return BAD("%s: the header describes %lld bytes of data, the file has %lld", s->path, (long long)at, (long long)have);
@@ -323,8 +323,8 @@ static int narrow(esp_tensor *t, const char *from, const esp_safetensors *s, con
         int wrapped;
         int64_t v = whole_at(from + dtypes[e->dtype].bytes * i, e->dtype, &wrapped);
         const char *name = text_of(s, e->name);
-        if (wrapped) return BAD("%s: tensor '%s' holds %llu, which does not fit in 32 bits", s->path, name, (unsigned long long)v);
-        if (v < INT32_MIN || v > INT32_MAX) return BAD("%s: tensor '%s' holds %lld, which does not fit in 32 bits", s->path, name, (long long)v);
+        if (wrapped) return BAD("%s: tensor '%.100s' holds %llu, which does not fit in 32 bits", s->path, name, (unsigned long long)v);
+        if (v < INT32_MIN || v > INT32_MAX) return BAD("%s: tensor '%.100s' holds %lld, which does not fit in 32 bits", s->path, name, (long long)v);
         to[i] = (int32_t)v;
     }
     return ESP_OK;
@@ -336,7 +336,7 @@ int esp_safetensors_tensor(esp_tensor **out, const esp_safetensors *s, int64_t i
     const entry *e = &entries_of(s)[i];
     int dtype = dtypes[e->dtype].dtype;
     if (e->ndim > ESP_MAX_DIMS) {
-        return BAD("%s: tensor '%s' has %d dimensions, at most %d are read here", s->path, text_of(s, e->name), e->ndim, (int)ESP_MAX_DIMS);
+        return BAD("%s: tensor '%.100s' has %d dimensions, at most %d are read here", s->path, text_of(s, e->name), e->ndim, (int)ESP_MAX_DIMS);
     }
     char *from = (char *)s->map->data + s->data_from + e->begin;
     if (dtype != WIDE) {

@@ -32,8 +32,9 @@ local max63, max64 = string.rep("\255", 7) .. "\127", string.rep("\255", 8)
 
 -- name and bytes; the file's name must stand in every sentence
 local cases = {
-  { "no byte", "" }, { "three bytes", "abc" }, { "seven bytes", "1234567" }, { "header of 0", length(0) },
-  { "header of 2^63-1", max63 .. good }, { "header of 2^64-1", max64 .. good }, { "header over the bound", length(100000001) .. good },
+  { "header of 0", length(0) }, { "header of 2^63-1", max63 .. good },
+  { "header of 2^63", string.rep("\0", 7) .. "\128" .. good }, { "header of 2^64-1", max64 .. good },
+  { "header over the bound", length(100000001) .. good },
   { "header longer than the file", length(1000) .. good }, { "header to the end, no data", whole(good) },
   { "not UTF-8", whole('{"\255":1}') }, { "a byte order mark", whole("\239\187\191" .. good, 8) },
   { "NUL in a name", whole("{" .. entry("a\\u0000b", "F32", "[2]", 0, 8) .. "}", 8) },
@@ -52,7 +53,7 @@ local cases = {
   { "shape of 2^64", whole(one("F32", "[18446744073709551616]", 0, 8), 8) },
   { "elements overflow", whole(one("F32", "[4294967296,4294967296]", 0, 8), 8) },
   { "bytes overflow", whole(one("F64", "[2305843009213693952]", 0, 8), 8) },
-  { "rank 100000", whole(one("F32", "[" .. string.rep("1,", 99999) .. "1]", 0, 4), 4) },
+  { "rank 1000000", whole(one("F32", "[" .. string.rep("1,", 999999) .. "1]", 0, 4), 4) },
   { "offsets reversed", whole(one("F32", "[2]", 8, 0), 8) }, { "offsets negative", whole(one("F32", "[2]", -8, 0), 8) },
   { "one offset", whole('{"a":{"dtype":"F32","shape":[2],"data_offsets":[0]}}', 8) },
   { "three offsets", whole('{"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8,8]}}', 8) },
@@ -63,7 +64,16 @@ local cases = {
   { "metadata a number", whole('{"__metadata__":1,' .. good:sub(2), 8) }, { "metadata nested", whole('{"__metadata__":{"a":{}},' .. good:sub(2), 8) },
   { "metadata null", whole('{"__metadata__":null,' .. good:sub(2), 8) }, { "a list", whole("[]") }, { "a number", whole("7") },
   { "a tensor that is a number", whole('{"a":7}') }, { "two documents", whole(good .. good, 8) },
+  { "metadata twice", whole('{"__metadata__":{},"__metadata__":{},' .. good:sub(2), 8) },
+  { "a key of metadata twice", whole('{"__metadata__":{"a":"1","a":"2"},' .. good:sub(2), 8) },
+  { "shape twice", whole('{"a":{"dtype":"F32","shape":[2],"shape":[2],"data_offsets":[0,8]}}', 8) },
+  { "elements of half a byte", whole(one("F4", "[3]", 0, 2), 2) }, { "complex numbers", whole(one("C64", "[1]", 0, 8), 8) },
+  { "a header of spaces", whole(string.rep(" ", 2000000)) }, { "three million brackets and commas", whole("[" .. string.rep("[],", 1000000)) },
+  { "two million numbers", whole("[" .. string.rep("0,", 2000000) .. "0]") },
+  { "half a million keys", whole('{"__metadata__":{' .. string.rep('"":"",', 500000) .. '"":""}}') },
+  { "a name of five megabytes, unknown dtype", whole("{" .. entry(string.rep("n", 5000000), "F", "[2]", 0, 8) .. "}", 8) },
 }
+for n = 0, 7 do cases[#cases + 1] = { n .. " bytes", ("\8" .. string.rep("\0", 7)):sub(1, n) } end
 
 t.test("every damaged or hostile file is refused by name", function()
   local dir = t.folder()
@@ -76,7 +86,10 @@ t.test("every damaged or hostile file is refused by name", function()
   for _, case in ipairs(cases) do
     t.write(path, case[2])
     local before, live = esp.ffi.C.esp_clock(), tonumber(esp.ffi.C.esp_memory_live())
+    -- No allocation beyond eight times the file and 16 MiB.
+    esp.ffi.C.esp_memory_budget(live + 8 * #case[2] + 2 ^ 24)
     local ok, message = pcall(safetensors.read, path)
+    esp.ffi.C.esp_memory_budget(0)
     if ok then wrong[#wrong + 1] = case[1] .. ": accepted"
     elseif not tostring(message):find("model.safetensors", 1, true) or #message > 600 then
       wrong[#wrong + 1] = case[1] .. ": " .. tostring(message):sub(1, 200)
@@ -85,7 +98,25 @@ t.test("every damaged or hostile file is refused by name", function()
     if tonumber(esp.ffi.C.esp_memory_live()) > live then wrong[#wrong + 1] = case[1] .. ": left tensor bytes behind" end
   end
   t.equal(wrong, {})
-  t.ok(#cases >= 45)
+  t.ok(#cases >= 60)
+end)
+
+t.test("headers that are large and right are read in memory bounded by their length", function()
+  local path, parts = t.folder() .. "/a.safetensors", {}
+  for i = 1, 100000 do parts[i] = entry("t" .. i, "U8", i % 2 == 0 and "[0]" or "[1,0,1]", 0, 0) end
+  local text = whole("{" .. table.concat(parts, ",") .. "}")
+  t.write(path, text)
+  collectgarbage()
+  esp.ffi.C.esp_memory_budget(esp.ffi.C.esp_memory_live() + 8 * #text + 2 ^ 24)
+  local ok, f = pcall(safetensors.open, path)
+  esp.ffi.C.esp_memory_budget(0)
+  t.ok(ok, f)
+  t.equal(#f.names, 100000)
+  t.equal(f:describe "t77", { 1, 0, 1 })
+  t.equal(f:tensor("t78"):count(), 0)
+  local name = string.rep("n", 10000000)
+  t.write(path, whole("{" .. entry(name, "F32", "[2]", 0, 8) .. "}", 8))
+  t.equal(#safetensors.open(path).names[1], 10000000)
 end)
 
 t.test("what is no regular file is refused", function()
@@ -144,12 +175,23 @@ t.test("what is written comes in pieces, one below the other, and in turn", func
   t.equal(safetensors.read(path).fused.shape, { 10, 5 }, "the old file stays")
 end)
 
-t.test("I64 is read where it fits", function()
+t.test("whole numbers are read where they fit in 32 bits", function()
   local path = t.folder() .. "/a.safetensors"
+  for dtype, case in pairs {
+    I32 = { "\254\255\255\255", -2 }, I16 = { "\0\128", -32768 }, I8 = { "\128", -128 }, U8 = { "\200", 200 }, BOOL = { "\1", 1 },
+    U16 = { "\255\255", 65535 }, U32 = { "\255\255\255\127", 2147483647 }, U64 = { "\7" .. string.rep("\0", 7), 7 },
+  } do
+    t.write(path, whole(one(dtype, "[1]", 0, #case[1])) .. case[1])
+    t.equal(safetensors.read(path).a:table(), { case[2] }, dtype)
+  end
+  t.write(path, whole(one("U32", "[2]", 0, 8)) .. "\1\0\0\0\0\0\0\128")
+  t.fails("a.safetensors: tensor 'a' holds 2147483648, which does not fit in 32 bits", safetensors.read, path)
+  t.write(path, whole(one("U64", "[1]", 0, 8)) .. string.rep("\255", 8))
+  t.fails("holds 18446744073709551615, which does not fit", safetensors.read, path)
   t.write(path, whole(one("I64", "[2]", 0, 16)) .. "\5" .. string.rep("\0", 7) .. string.rep("\255", 8))
   t.equal(safetensors.read(path).a:table(), { 5, -1 })
   t.write(path, whole(one("I64", "[1]", 0, 8)) .. string.rep("\0", 4) .. "\1\0\0\0")
-  t.fails("a.safetensors", safetensors.read, path)
+  t.fails("a.safetensors: tensor 'a' holds 4294967296, which does not fit in 32 bits", safetensors.read, path)
 end)
 
 -- ---- shards ----
@@ -195,10 +237,59 @@ t.test("a sharded folder is one model; an index that lies is refused", function(
     ["an absolute path"] = function(m) m[first] = dir .. "/" .. map[first] end,
     ["a weight in the wrong shard"] = function(m) m[first] = map[model:parameter_names()[2]] end,
     ["a weight left out"] = function(m) m[first] = nil end,
+    ["a name that goes up"] = function(m) m[first] = ".." end,
+    ["no name"] = function(m) m[first] = "" end,
+    ["a name with a zero byte"] = function(m) m[first] = map[first] .. "\0x" end,
+    ["a shard that is a number"] = function(m) m[first] = 7 end,
+    ["a hundred thousand entries"] = function(m) for i = 1, 100000 do m["w" .. i] = map[first] end end,
     ["a weight that is nowhere"] = function(m) m["model.layers.7.mlp.up_proj.weight"] = map[first] end,
   } do
     local ok, message = with(change)
     t.ok(not ok, what .. " was accepted")
     t.ok(tostring(message):find(dir, 1, true) or tostring(message):find("safetensors", 1, true), what .. ": " .. tostring(message))
   end
+end)
+
+t.test("shards hold each weight once, and each shard is named", function()
+  local dir, model, map, index = sharded()
+  local names, part = model:parameter_names(), "/model-00001-of-00002.safetensors"
+  local first = {}
+  for _, name in ipairs(names) do if map[name] == part:sub(2) then first[name] = model:parameters()[name] end end
+  local extra = {}
+  for name, p in pairs(first) do extra[name] = p end
+  extra[names[1] == next(first) and names[2] or names[1]] = model:parameters()[names[1]]
+  extra.more = tensor.zeros { 2 }
+  safetensors.write(dir .. part, extra)
+  t.fails("model.safetensors.index.json: model-00001-of-00002.safetensors holds '", esp.load, dir)
+  safetensors.write(dir .. part, first)
+  t.near(esp.load(dir):logits { { 1, 2 } }, model:logits { { 1, 2 } }, 0, "total_size may be wrong")
+  safetensors.write(dir .. "/model-00003-of-00002.safetensors", { more = tensor.zeros { 2 } })
+  t.fails("names nothing of model-00003-of-00002.safetensors", esp.load, dir)
+  file.remove(dir .. "/model-00003-of-00002.safetensors")
+  esp.io.process.start({ "/bin/sh", "-c", "cd " .. dir .. " && rm ." .. part .. " && ln -s ." .. part .. " ." .. part }):wait()
+  t.fails("model-00001-of-00002.safetensors", esp.load, dir)
+  index "no map"
+  t.fails("field 'weight_map' is missing", esp.load, dir)
+end)
+
+t.test("weights are written in shards of at most the bytes asked for, in order, with their index", function()
+  local shards = require "espalier.io.shards"
+  local dir, tensors = t.folder(), {}
+  for i, n in ipairs { 100, 300, 50, 1000, 1, 1 } do tensors["t" .. i] = tensor.full({ n }, i) end
+  local order = { "t1", "t2", "t3", "t4", "t5", "t6" }
+  local files = shards.write(dir, tensors, { order = order, shard = 1600 })
+  t.equal(#files, 5)
+  local index = esp.io.json.read(dir .. "/model.safetensors.index.json")
+  t.equal(index.metadata.total_size, 4 * 1452)
+  local groups = {}
+  for name, part in pairs(index.weight_map) do groups[part] = (groups[part] or 0) + tensors[name]:count() end
+  -- What is larger than the limit stands alone.
+  t.equal(groups, { ["model-00001-of-00004.safetensors"] = 400, ["model-00002-of-00004.safetensors"] = 50,
+    ["model-00003-of-00004.safetensors"] = 1000, ["model-00004-of-00004.safetensors"] = 2 })
+  t.equal(safetensors.open(dir .. "/model-00001-of-00004.safetensors").metadata.format, "pt")
+  for name, f in pairs(shards.open(dir)) do t.equal(f:tensor(name), tensors[name], name) end
+  local other = t.folder()
+  tensors.t6 = tensor.full({ 1 }, 0 / 0)
+  t.fails("'t6' holds NaN or infinity", shards.write, other, tensors, { order = order, shard = 1600, finite = true })
+  t.equal(#file.list(other), 0, "nothing stays")
 end)
