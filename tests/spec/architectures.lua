@@ -74,6 +74,51 @@ t.test("a shape goes to config.json and comes back, in the architecture that can
   t.fails("norm is 'rsm', want one of rms", esp.models.new, { norm = "rsm" })
 end)
 
+t.test("what an architecture says by leaving a field out is what transformers says", function()
+  local function of(kind, more)
+    local c = llama(more)
+    c.model_type = kind
+    if kind == "nemotron" then c.rms_norm_eps, c.norm_eps, c.hidden_act = nil, 1e-5, "relu2" end
+    if kind:match "^gemma" then c.hidden_act = "gelu" end
+    return configs.of_config(c, kind)
+  end
+  t.equal({ of("mistral").window, of("mistral", { sliding_window = json.null }).window }, { 4096, nil })
+  local untied = of("gemma", { tie_word_embeddings = false })
+  t.equal({ of("gemma").tied, of("gemma").head_dim, untied.tied, of("llama").tied }, { true, 256, false, false })
+  t.equal(of("gemma2").window, { 4096, 0, 4096 })
+  t.equal({ of("gemma2").attention_cap, of("gemma2", { attn_logit_softcapping = json.null }).attention_cap, of("gemma2").logit_cap }, { 50, nil, 30 })
+  t.equal({ of("nemotron").rope.partial, of("nemotron", { partial_rotary_factor = 1 }).rope.partial }, { 0.5, nil })
+  t.equal(of("smollm3", { num_hidden_layers = 5 }).rotary, { true, true, true, false, true })
+  t.equal(of("smollm3", { no_rope_layers = { 1, 1, 1 } }).rotary, nil)
+  t.equal({ of("smollm3").rope.theta, of("qwen3").head_dim }, { 2000000, 128 })
+  -- The windows of Qwen: off unless used, then from a layer on, unless listed.
+  t.equal({ of("qwen2", { sliding_window = 8, max_window_layers = 1 }).window }, {})
+  t.equal(of("qwen2", { use_sliding_window = true, sliding_window = 8, max_window_layers = 1 }).window, { 0, 8, 8 })
+  local listed = of("qwen3", { use_sliding_window = true, sliding_window = 8,
+    layer_types = { "sliding_attention", "full_attention", "sliding_attention" } })
+  t.equal(listed.window, { 8, 0, 8 })
+  t.equal(configs.to_config(listed, nil, "f32", { kind = "qwen3" }).max_window_layers, 2)
+  t.fails("layer_types[1] slides, but sliding_window is null", of, "qwen2",
+    { layer_types = { "full_attention", "sliding_attention", "full_attention" } })
+  t.fails("layer_types[0] is 'chunked_attention', want full_attention or sliding_attention", of, "qwen2",
+    { layer_types = { "chunked_attention", "full_attention", "full_attention" } })
+  t.fails("layer_types has 2 entries, want one for each of 3 layers", of, "gemma2", { layer_types = { "full_attention", "full_attention" } })
+  t.fails("rope type 'linear', want default or longrope", of, "phi3", { rope_scaling = { type = "linear", factor = 2 } })
+  t.fails("use_bidirectional_attention is true, want false", of, "gemma", { use_bidirectional_attention = true })
+  t.fails("turns 3 of 8 channels, want an even number", of, "nemotron", { partial_rotary_factor = 0.4 })
+end)
+
+t.test("a layer keeps its own window and rotation when others are dropped", function()
+  local s = shapes.copy(read())
+  s.layers, s.window, s.rotary = 4, { 8, 0, 8, 0 }, { true, false, true, false }
+  local legal = require "espalier.prune.legal"
+  local function left(opt) return legal.result(s, opt, legal.check("prune", s, opt)) end
+  t.equal({ left { drop = { 0 } }.window, left { drop = { 0 } }.rotary }, { { 0, 8, 0 }, { false, true, false } })
+  -- All alike again: one number, or nothing.
+  t.equal({ left { drop = { 1, 3 } }.window, left { drop = { 1, 3 } }.rotary }, { 8, nil })
+  t.equal({ left { drop = { 0, 2 } }.window, left { drop = { 0, 2 } }.rotary }, { nil, false })
+end)
+
 -- ---- goldens: transformers in f32, eager attention ----
 
 local function largest(a, b)
