@@ -20,6 +20,7 @@ for name, case in pairs(cases) do
       t.near(sin:select(0, row), golden[name .. ".sin"]:table()[i], tolerance, "sin of row " .. row)
     end
     t.equal(configs.of_config(configs.to_config(s, case.config), "again"), s)
+    t.equal(configs.of_config(configs.to_config(s, nil, "f32", { kind = case.config.model_type }), "anew"), s)
   end)
 end
 

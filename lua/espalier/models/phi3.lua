@@ -18,7 +18,14 @@ end
 function M.write(s, c)
   c.rms_norm_eps, c.hidden_act = s.norm_eps, "silu"
   c.sliding_window = s.window or json.null
-  if s.rope.scaling then c.original_max_position_embeddings = s.rope.scaling.original_context end
+  local scaling = s.rope.scaling
+  if not scaling then return end
+  c.original_max_position_embeddings = scaling.original_context
+  -- transformers 4 wants these three and no other; the factor follows from the contexts.
+  local old = { type = "longrope", short_factor = c.rope_scaling.short_factor, long_factor = c.rope_scaling.long_factor }
+  old.attention_factor = scaling.attention_factor
+  if scaling.factor ~= s.context / scaling.original_context then old.factor = scaling.factor end
+  c.rope_scaling = old
 end
 
 return M
