@@ -103,6 +103,9 @@ t.test("what an architecture says by leaving a field out is what transformers sa
   t.fails("layer_types[0] is 'chunked_attention', want full_attention or sliding_attention", of, "qwen2",
     { layer_types = { "chunked_attention", "full_attention", "full_attention" } })
   t.fails("layer_types has 2 entries, want one for each of 3 layers", of, "gemma2", { layer_types = { "full_attention", "full_attention" } })
+  t.equal(of("gemma2", { sliding_window = 8, sliding_window_size = 8 }).window, { 8, 0, 8 })
+  t.fails("sliding_window_size is 4, want 8", of, "gemma2", { sliding_window = 8, sliding_window_size = 4 })
+  t.fails("interpolate_factor is 2, want 1", of, "phi3", { full_attn_mod = 1, interpolate_factor = 2 })
   t.fails("rope type 'linear', want default or longrope", of, "phi3", { rope_scaling = { type = "linear", factor = 2 } })
   t.fails("use_bidirectional_attention is true, want false", of, "gemma", { use_bidirectional_attention = true })
   t.fails("turns 3 of 8 channels, want an even number", of, "nemotron", { partial_rotary_factor = 0.4 })

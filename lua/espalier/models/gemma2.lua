@@ -13,6 +13,8 @@ function M.read(r, s)
   s.query_scalar = r:number "query_pre_attn_scalar"
   s.attention_cap, s.logit_cap = r:optional("attn_logit_softcapping", "number"), r:optional("final_logit_softcapping", "number")
   local size = r:optional("sliding_window", "number")
+  -- The first files had both names.
+  r:only("sliding_window_size", { size })
   s.window = windows.read(r, s.layers, size, function(l) return size ~= nil and l % 2 == 0 end)
 end
 

@@ -12,6 +12,8 @@ function M.read(r, s)
   if scaling and scaling.type ~= "longrope" then fail("%s: rope type '%s', want default or longrope for phi3", r.where, scaling.type) end
   s.norm_eps, s.window = r:number "rms_norm_eps", r:optional("sliding_window", "number")
   r:only("hidden_act", { "silu" })
+  -- Phi 4 mini writes these; no other value of them is known.
+  for _, name in ipairs { "full_attn_mod", "interpolate_factor" } do r:only(name, { 1 }) end
   for _, name in ipairs { "attention_bias", "mlp_bias", "lm_head_bias" } do r:only(name, { false }) end
 end
 
