@@ -6,6 +6,9 @@ function M.read(r, s)
   s.norm_eps, s.norm = r:number "norm_eps", "layernorm1p"
   s.activation, s.gated = "relu2", false
   r:only("hidden_act", { "relu2" })
+  -- Names of the same in the files of NeMo.
+  r:only("rope_percent", { s.rope.partial or 1 })
+  r:only("kv_channels", { s.head_dim })
   local attention, mlp = r:flag "attention_bias", r:flag "mlp_bias"
   s.biases = { qkv = attention, output = attention, mlp = mlp }
 end
