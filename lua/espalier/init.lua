@@ -9,7 +9,7 @@ local functions = {
   load = { "models", "load" }, generate = { "models.generate", "generate" },
   prune = { "prune", "prune" }, plan = { "plan", "plan" }, sensitivity = { "sensitivity", "sensitivity" },
   lineage = { "lineage", "lineage" }, diff = { "lineage.diff", "diff" }, sort = { "prune.sort", "sort" }, slice = { "prune.slice", "slice" },
-  mask = { "prune.mask", "mask" },
+  mask = { "prune.mask", "mask" }, search = { "search", "search" },
   distill = { "distill", "distill" }, train = { "distill", "train" }, evaluate = { "eval", "evaluate" },
   sweep = { "sweep", "sweep" }, options = { "options", "parse" },
   scope = { "tape", "scope" }, checkpoint = { "tape", "checkpoint" }, no_grad = { "tape", "no_grad" },

@@ -309,6 +309,11 @@ function Ranking:kept(opt, model)
   end)
 end
 
+--- Scores along an axis (of layer l for ffn and heads), a list of numbers; NaN is an error. model: for metrics that read weights.
+function Ranking:scores(axis, l, model)
+  return tape.no_grad(tape.scope, function() return ask(self, axis, l, model):table() end)
+end
+
 --- Every axis in the order of importance, the highest first: the same sets as kept() gives, before they are cut short. heads stand group by group in
 -- the order of kv_heads, the best first inside each group. Layers are ordered one by one, also where `contiguous` is asked for.
 function Ranking:orders(model)

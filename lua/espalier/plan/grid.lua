@@ -80,11 +80,15 @@ function M.new(s, opt)
     order = order, bytes = opt.bytes }, Grid)
 end
 
--- Parameters and cache bytes a token of `count` equal layers of given widths.
-local function cost(s, count, d, f, h, g, bytes)
+--- One layer of given widths in a model of hidden size d: its parameters and its cache bytes a token; then what lies outside the layers: parameters
+-- in all, and those of the embeddings. Either part of a layer may be 0; the two parts add up.
+function M.layer(s, d, f, h, g, bytes)
   local one = shapes.copy(s)
-  one.layers, one.hidden, one.ffn, one.heads, one.kv_heads = count, d, f, h, g
-  return shapes.parameters(one), shapes.kv_bytes(one, bytes), shapes.embedding_parameters(one)
+  one.layers, one.hidden, one.ffn, one.heads, one.kv_heads = 1, d, f, h, g
+  local p, kv = shapes.parameters(one), shapes.kv_bytes(one, bytes)
+  one.layers = 2
+  local both = shapes.parameters(one)
+  return both - p, kv, 2 * p - both, shapes.embedding_parameters(one)
 end
 
 -- Widths of layer l under a request; a part that the layer does not have stays away.
@@ -102,10 +106,9 @@ function Grid:by_layers(d, ffn, heads, kv_heads)
     local f, h, g = widths(s, l, ffn, heads, kv_heads)
     local key = f * 2 ^ 26 + h * 2 ^ 13 + g
     if not known[key] then
-      local p1, k1, e = cost(s, 1, d, f, h, g, self.bytes)
-      local p2 = cost(s, 2, d, f, h, g, self.bytes)
-      known[key] = { p2 - p1, k1 }
-      base, embedding = 2 * p1 - p2, e
+      local own, cache, outside, e = M.layer(s, d, f, h, g, self.bytes)
+      known[key] = { own, cache }
+      base, embedding = outside, e
     end
     p = (p or base) + known[key][1]
     k = k + known[key][2]
@@ -149,6 +152,15 @@ function Grid:each()
     c.non_embedding = c.parameters - embedding
     return c
   end
+end
+
+--- The cell of a request: what it does not name is the model's own.
+function Grid:cell(request)
+  local c = {}
+  for _, axis in ipairs(M.axes) do c[axis] = request[axis] or largest(self.shape, axis) end
+  local parameters, kv, embedding = self:by_layers(c.hidden, c.ffn, c.heads, c.kv_heads)
+  c.parameters, c.kv, c.non_embedding = parameters[c.layers], kv[c.layers], parameters[c.layers] - embedding
+  return c
 end
 
 --- The request of a cell, as esp.prune and esp.plan take it: only what differs from the model.

@@ -62,9 +62,15 @@ function M.new(grid, batch, length, quiet)
   return self
 end
 
+--- Seconds of one layer's MLP, and of its attention, with their norms; 0 for a part that is not there.
+function Latency:parts(d, f, h, g)
+  return f > 0 and bilinear(self.mlp, d, f) or 0, h > 0 and bilinear(self.attention, d, h + 2 * g) or 0
+end
+
 --- Seconds of a cell of the grid: { hidden, ffn, heads, kv_heads, layers }.
 function Latency:of(c)
-  return c.layers * (bilinear(self.mlp, c.hidden, c.ffn) + bilinear(self.attention, c.hidden, c.heads + 2 * c.kv_heads))
+  local mlp, attention = self:parts(c.hidden, c.ffn, c.heads, c.kv_heads)
+  return c.layers * (mlp + attention)
 end
 
 return M

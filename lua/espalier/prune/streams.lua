@@ -8,6 +8,7 @@ local core = require "espalier.ffi"
 local tensor = require "espalier.tensor"
 local tape = require "espalier.tape"
 local models = require "espalier.models.model"
+local tokens = require "espalier.eval.tokens"
 local options = require "espalier.options"
 
 local M = {}
@@ -44,19 +45,21 @@ local function room(x, layers)
   return 4 * x:count() * layers < tonumber(core.C.esp_memory_available()) / 4
 end
 
---- Negative log-likelihoods of a candidate as Model:token_nll gives them. texts: of its layers; ids i32 [B,T]; opt.first, opt.target as there.
-function Streams:token_nll(model, texts, ids, opt)
-  local key = hash_of(ids) .. (opt.first and hash_of(opt.first) or "")
+--- The residual stream of a candidate after its final norm, [B,T,hidden]. texts: of its layers; ids i32 [B,T]; first as of Model:forward.
+function Streams:forward(model, texts, ids, first)
+  local key = hash_of(ids) .. (first and hash_of(first) or "")
   local kept = self.batches[key] or { texts = {}, x = {} }
   self.batches[key] = kept
-  -- Streams: x[n] goes into layer n (from 0), so that many layers are behind it.
+  -- x[n] goes into layer n (from 0), so that many layers are behind it.
   local n = math.min(shared(kept.texts, texts), #texts, #kept.x)
   drop(kept.x, n + 1)
   kept.texts = texts
   local from = n > 0 and { layer = n, x = kept.x[n] } or nil
-  return model:token_nll(ids, { first = opt.first, target = opt.target, from = from, observe = function(site, l, x)
-    if site == "in" and l > n and l == #kept.x + 1 and room(x, l) then kept.x[l] = tape.outside_scopes(tensor.clone, x) end
-  end })
+  return tape.no_grad(function()
+    return model:forward(ids, { first = first, from = from, observe = function(site, l, x)
+      if site == "in" and l > n and l == #kept.x + 1 and room(x, l) then kept.x[l] = tape.outside_scopes(tensor.clone, x) end
+    end })
+  end)
 end
 
 --- Mean next-token cross-entropy in nats, and the number of predictions, as Model:loss gives them. batch: i32 [B,T], a table of rows, or a batch of
@@ -69,7 +72,8 @@ function Streams:loss(model, texts, batch, opt)
     local lengths
     ids, lengths = models.as_ids(ids)
     target = target or models.next_targets(ids, lengths)
-    return models.mean_nll(self:token_nll(model, texts, ids, { first = first, target = target }), target)
+    local hidden = self:forward(model, texts, ids, first)
+    return models.mean_nll((tokens.nll_and_kl(model:states(hidden), target)), target)
   end)
 end
 
