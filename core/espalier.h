@@ -100,6 +100,8 @@ int64_t esp_tensor_count(const esp_tensor *t);       /* elements */
 /* Address of the first element; NULL with an error set if dropped, or if the mapped file became shorter. Read-only (mapped) tensors: do not write. */
 void *esp_tensor_data(const esp_tensor *t);
 int esp_tensor_readonly(const esp_tensor *t);        /* 1 if it views a mapped file */
+/* From now on no operation writes through this header, nor through views made of it: ESP_EARG. The bytes' owner still may. */
+void esp_tensor_protect(esp_tensor *t);
 int esp_tensor_aligned(const esp_tensor *t);         /* 0 where the bytes of a mapped file do not begin at a multiple of the element's size */
 int64_t esp_dtype_size(int dtype);                   /* bytes of an element; -1 for an unknown dtype */
 /* yes = 1 if no element of a dense float tensor is NaN or infinite. */

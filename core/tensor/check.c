@@ -29,6 +29,7 @@ int esp_check(const char *op, const char *arg, const esp_tensor *t, unsigned dty
     if (access == ESP_WRITE && t->storage->readonly) {
         return esp_fail(ESP_EARG, "%s: '%s' is read-only (it views a file); clone it first", op, arg);
     }
+    if (access == ESP_WRITE && t->protect) return esp_fail(ESP_EARG, "%s: '%s' is a read-only view of another model's weights; clone it first", op, arg);
     return ESP_OK;
 }
 

@@ -136,7 +136,14 @@ int esp_tensor_view(esp_tensor **out, const esp_tensor *t, int ndim, const int64
                         (long long)offset, (long long)held);
     }
     __atomic_add_fetch(&t->storage->references, 1, __ATOMIC_RELAXED);
-    return header(out, t->storage, t->dtype, ndim, shape, stride, count > 0 ? t->offset + offset : 0, count);
+    TRY(header(out, t->storage, t->dtype, ndim, shape, stride, count > 0 ? t->offset + offset : 0, count));
+    (*out)->protect = t->protect;
+    return ESP_OK;
+}
+
+void esp_tensor_protect(esp_tensor *t)
+{
+    if (t) t->protect = 1;
 }
 
 void esp_tensor_drop(esp_tensor *t)

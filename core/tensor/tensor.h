@@ -19,6 +19,7 @@ typedef struct esp_storage {
 struct esp_tensor {
     esp_storage *storage;                 /* NULL once dropped */
     int dtype, ndim;
+    int protect;                          /* nothing may write through this header, nor through views made of it */
     int64_t offset, count;                /* in elements */
     int64_t shape[ESP_MAX_DIMS], stride[ESP_MAX_DIMS];
 };

@@ -36,8 +36,61 @@ t.test("published models have their exact counts", function()
   t.equal({ width.before.kv, width.after.kv, depth.after.kv }, { 131072000, 131072000, 65536000 })
 end)
 
+-- A model of the Nemotron family: LayerNorm1p with biases, squared ReLU without a gate, half of each head turns.
+local function nemotron(layers, hidden, heads, kv_heads, ffn)
+  local dir = t.folder()
+  json.write(dir .. "/config.json", { model_type = "nemotron", num_hidden_layers = layers, hidden_size = hidden, num_attention_heads = heads,
+    num_key_value_heads = kv_heads, head_dim = 128, intermediate_size = ffn, vocab_size = 256000, hidden_act = "relu2", norm_eps = 1e-5,
+    partial_rotary_factor = 0.5, rope_theta = 10000, max_position_embeddings = 4096, tie_word_embeddings = false })
+  return dir
+end
+
+t.test("the Nemotron family has its exact counts, and every candidate of the paper", function()
+  local teacher = nemotron(32, 6144, 48, 8, 24576)
+  for _, row in ipairs {
+    { esp.plan(teacher), 15628775424, 12483047424 }, { esp.plan(teacher, { hidden = 4096, ffn = 16384 }), 8271699968, 6174547968 },
+    { esp.plan(teacher, { hidden = 3072, ffn = 9216, heads = 24 }), 4190509056, 2617645056 },
+    { esp.plan(nemotron(32, 4096, 32, 32, 16384)), 8540135424, 6442983424 },
+  } do t.equal({ row[1].after.parameters, row[1].after.non_embedding }, { row[2], row[3] }) end
+  -- 2407.14679, Table 19: layers, heads, ffn, hidden; totals in billions.
+  for _, c in ipairs {
+    { 32, 32, 12800, 5120, 8.494 }, { 32, 32, 13824, 4608, 7.947 }, { 32, 48, 11520, 4608, 7.871 }, { 32, 48, 16384, 4096, 8.272 },
+    { 31, 32, 12800, 5120, 8.311 }, { 31, 32, 16128, 4608, 8.430 }, { 31, 48, 13824, 4608, 8.357 }, { 31, 48, 16384, 4096, 8.079 },
+    { 30, 32, 12800, 5120, 8.127 }, { 30, 32, 16128, 4608, 8.235 }, { 30, 48, 13824, 4608, 8.164 }, { 30, 48, 16384, 4096, 7.886 },
+    { 29, 32, 12800, 5120, 7.944 }, { 29, 32, 16128, 4608, 8.039 }, { 29, 48, 13824, 4608, 7.970 },
+  } do
+    local plan = esp.plan(teacher, { layers = c[1], heads = c[2], ffn = c[3], hidden = c[4] })
+    t.near(plan.after.parameters / 1e9, c[5], 0.0005, table.concat(c, " "))
+  end
+end)
+
+t.test("the paper's search space within 5 % of 8 and of 4 billion", function()
+  local function within(hidden, ffn, heads, goal)
+    local grid, n = grids.new(esp.plan(nemotron(32, 6144, 48, 8, 24576)).before.shape, { axes = { layers = { 32, 31, 30, 29 }, heads = heads,
+      hidden = hidden, ffn = ffn }, architecture = "nemotron" }), 0
+    for c in grid:each() do
+      local ratio = c.ffn / c.hidden
+      if math.abs(c.parameters / goal - 1) <= 0.05 and (ratio == 2.5 or ratio == 3 or ratio == 3.5 or ratio == 4) then n = n + 1 end
+    end
+    return n
+  end
+  local function widths(hidden)
+    local list, seen = {}, {}
+    for _, d in ipairs(hidden) do
+      for _, r in ipairs { 2.5, 3, 3.5, 4 } do
+        if not seen[d * r] then list[#list + 1], seen[d * r] = d * r, true end
+      end
+    end
+    return list
+  end
+  local eight, four = { 4096, 4608, 5120, 5632, 6144 }, { 2560, 3072, 3584, 4096, 4608 }
+  t.equal(within(eight, widths(eight), { 32, 48 }, 8e9), 18)
+  t.equal(within(four, widths(four), { 24, 32, 48 }, 4e9), 18)
+end)
+
 t.test("stored models have what their headers say", function()
-  for _, name in ipairs { "hf/llama", "hf/llama-linear-rope", "hf/llama-wide-heads", "hf/llama31-rope", "hf/mistral-nemo", "hf/mistral-window",
+  for _, name in ipairs { "hf/gemma", "hf/gemma2", "hf/llama", "hf/llama-linear-rope", "hf/llama-tied-bias", "hf/llama-wide-heads", "hf/llama31-rope",
+    "hf/mistral-nemo", "hf/mistral-window", "hf/nemotron", "hf/olmo2", "hf/phi3", "hf/qwen2", "hf/qwen3", "hf/smollm3",
     "minitron/babyllama/teacher", "minitron/stories260K/teacher" } do
     local plan = esp.plan(t.shared("data/golden/" .. name))
     t.equal(plan.stored.parameters, plan.before.parameters, name)

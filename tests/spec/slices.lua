@@ -73,6 +73,45 @@ t.test("a slice is its own materialized model to the bit, saved and loaded, and 
   end
 end)
 
+t.test("a sorted model is sorted still when it was saved, loaded, or is in bf16", function()
+  local _, _, sorted = world()
+  local dir, cut = t.folder() .. "/sorted", { hidden = 24, ffn = 30, heads = 4, layers = 3 }
+  sorted:save(dir, { quiet = true })
+  t.equal(largest(esp.slice(esp.load(dir), cut):logits(held_out), esp.slice(sorted, cut):logits(held_out)), 0)
+  local half = esp.slice(sorted:clone { dtype = "bf16" }, cut)
+  t.equal(largest(half:logits(held_out), half:materialize():logits(held_out)), 0, "in bf16")
+  t.ok(largest(half:logits(held_out), esp.slice(sorted, cut):logits(held_out)) > 0, "which rounds")
+end)
+
+t.test("every architecture: sorted it is the same function, and its slices are its cuts", function()
+  for _, name in ipairs { "gemma", "gemma2", "llama-tied-bias", "llama-wide-heads", "llama31-rope", "mistral-window", "nemotron", "olmo2", "phi3",
+    "qwen2", "qwen3", "smollm3" } do
+    local model = esp.load(t.shared("data/golden/hf/" .. name))
+    local ids = esp.io.safetensors.read(t.shared("data/golden/hf/" .. name .. "/golden.safetensors")).input_ids
+    local ranking = esp.importance.measure(model, ids, { quiet = true }):rank {}
+    local sorted = esp.sort(model, ranking)
+    near(sorted:logits(ids), model:logits(ids), 1e-5, name .. " sorted")
+    local heads, half = model.shape.heads > model.shape.kv_heads and 4 or nil, model.shape.kv_heads / 2
+    local cut = { hidden = 48, ffn = 70, heads = heads, drop = { 1 } }
+    local slice = esp.slice(sorted, cut)
+    cut.quiet = true
+    near(slice:logits(ids), esp.prune(model, ranking, cut):logits(ids), 1e-5, name .. " cut")
+    local dir = t.folder() .. "/m"
+    slice:save(dir, { quiet = true })
+    t.equal(largest(slice:logits(ids), esp.load(dir):logits(ids)), 0, name .. " saved and loaded")
+    local groups = esp.slice(sorted, { kv_heads = half })
+    near(groups:logits(ids), esp.prune(model, ranking, { kv_heads = half, quiet = true }):logits(ids), 1e-5, name .. " groups")
+    local ok, why = pcall(esp.mask, model, ranking:kept({ hidden = 48, ffn = 70, heads = heads }, model))
+    if ok then
+      near(why:logits(ids), esp.prune(model, ranking, { hidden = 48, ffn = 70, heads = heads, quiet = true }):logits(ids), 1e-5, name .. " masked")
+    else
+      t.ok(({ gemma = 1, gemma2 = 1, nemotron = 1, olmo2 = 1 })[name] and tostring(why):find "cannot be masked", name .. ": " .. tostring(why))
+      near(esp.mask(model, { ffn = ranking:kept({ ffn = 70 }, model).ffn }):logits(ids),
+        esp.prune(model, ranking, { ffn = 70, quiet = true }):logits(ids), 1e-5, name .. " masked neurons")
+    end
+  end
+end)
+
 t.test("slices are views, made at once, and never change their source", function()
   local _, _, sorted = world()
   local before = hash(sorted)
@@ -84,6 +123,10 @@ t.test("slices are views, made at once, and never change their source", function
   local name = "model.layers.0.mlp.up_proj.weight"
   local function place(model) return esp.ffi.C.esp_tensor_data(model:parameters()[name].c) end
   t.ok(place(slice) == place(sorted), "the same place")
+  local view = slice.decoder.model.layers[1].mlp.down_proj.weight
+  t.fails("'y' is a read-only view of another model's weights", view.fill, view, 1)
+  t.fails("read-only view", view:narrow(0, 0, 1).fill, view:narrow(0, 0, 1), 1)
+  t.fails("read-only view", esp.no_grad, function() slice.decoder.model.norm.weight:copy_from(esp.tensor.full({ 24 }, 1)) end)
   local student = slice:clone()
   student:parameters()["model.norm.weight"]:fill(3)
   local run = esp.distill { teacher = sorted, student = slice, data = esp.data.of(calibration), steps = 2, batch = 2, quiet = true }

@@ -170,7 +170,7 @@ function M.mask(model, opt)
     end
   end)
   local masked = models.new(shapes.copy(s), { weights = weights, config = model.config, source = model.source, tokenizer = model.tokenizer,
-    lineage = model.lineage })
+    lineage = model.lineage, precision = model.precision })
   if opt.hidden then scale_eps(masked, share) end
   masked.of, masked.texts = model, texts_of(masked, weights, from)
   return setmetatable(masked, Masked)

@@ -57,7 +57,7 @@ local function views(from, s, new, kept_layers)
     local v = view(from[l and "model.layers." .. l .. "." .. t.below or t.name], parts)
     if #v.shape > #t.axes and #t.axes == 1 then v = tensor.view(tensor.clone(v), t.shape) end
     if #v.shape > #t.axes then shape_of[t.name] = t.shape end
-    weights[t.name] = v
+    weights[t.name] = v:protect()
   end
   return weights, shape_of
 end
@@ -105,7 +105,7 @@ local function texts_of(new, layers)
 end
 
 --- esp.slice(sorted, { hidden =, ffn =, heads =, kv_heads =, layers =, drop =, drop_attention =, drop_mlp = }) -> slice: a candidate of a sorted
--- model as a view, in microseconds. It runs as a model does (logits, hidden, loss, generate), is read-only, and keeps its source alive.
+-- model as a view, in less than a millisecond. It runs as a model does (logits, hidden, loss, generate), and refuses to be written to.
 -- ffn, heads and kv_heads may be lists by layer of the sorted model; layers keeps so many by the order that esp.sort remembered.
 -- slice:loss(batch) scores it and starts at the first layer that differs from the slice scored before on the same batch; slice:materialize() is
 -- a model of its own; slice:save(dir) saves that.
@@ -118,7 +118,7 @@ function M.slice(model, request)
   local slice = tape.outside_scopes(function()
     local weights, shape_of = views(model:parameters(), s, new, layers)
     local own = models.new(new, { weights = weights, config = model.config, source = model.source, tokenizer = model.tokenizer,
-      lineage = model.lineage })
+      lineage = model.lineage, precision = model.precision })
     own.blocks = shape_of
     gather_when_run(own.decoder)
     return own

@@ -189,6 +189,12 @@ function Tensor:is_dense()
   return true
 end
 
+--- Refuses from now on what would write through this tensor, or through views made of it; returns it.
+function Tensor:protect()
+  C.esp_tensor_protect(self.c)
+  return self
+end
+
 --- True where the tensor views a mapped file.
 function Tensor:readonly()
   return C.esp_tensor_readonly(self.c) == 1
