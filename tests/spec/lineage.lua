@@ -106,6 +106,38 @@ t.test("sizes by layer, where 0 takes a part away", function()
   t.equal(esp.plan(model, { ffn = "24,0,10" }).after.shape.ffn, { 24, 0, 10 })
 end)
 
+t.test("what pruned heads were is given to those that stay, where it is asked for", function()
+  local shape = shapes.copy(tiny)
+  shape.kv_heads = 2
+  local model, stats, dir = parent(shape)
+  local ranking = stats:rank {}
+  local order, e = ranking:orders(model).heads[2], shape.head_dim
+  local plain = esp.prune(model, ranking, { heads = 6, quiet = true })
+  local q = model:parameters()["model.layers.1.self_attn.q_proj.weight"]
+  for _, r in ipairs { 1, -1, 0.25 } do
+    local child = esp.prune(model, ranking, { heads = 6, heads_residual = r, quiet = true })
+    local got, before = child:parameters()["model.layers.1.self_attn.q_proj.weight"], plain:parameters()["model.layers.1.self_attn.q_proj.weight"]
+    local kept = child.lineage[1].kept.heads[2]
+    for group = 0, 1 do
+      -- Three of four stay: the third takes from the fourth.
+      local third, fourth = order[group * 4 + 3], order[group * 4 + 4]
+      for i, h in ipairs(kept) do
+        local now = got:narrow(0, (i - 1) * e, e)
+        if h == third then
+          local a, b = q:narrow(0, h * e, e), q:narrow(0, fourth * e, e)
+          t.near(largest(now, a + (a - b) * r), 0, 1e-6, "paired")
+        elseif math.floor(h / 4) == math.floor(third / 4) then
+          t.equal(largest(now, before:narrow(0, (i - 1) * e, e)), 0, "as it was")
+        end
+      end
+    end
+    child:save(dir .. "/residual", { quiet = true })
+    t.ok(same(esp.lineage(esp.load(dir .. "/residual")):replay(model), child), "replayed")
+  end
+  t.ok(same(esp.prune(model, ranking, { heads = 6, heads_residual = 0, quiet = true }), plain), "off by default")
+  t.fails("needs a ranking", esp.prune, model, nil, { heads = 6, heads_residual = 1, quiet = true, keep = plain.lineage[1].kept })
+end)
+
 t.test("a sorted model is the same function, and its prefixes are what a prune keeps", function()
   local other = shapes.copy(tiny)
   other.layers, other.tied, other.kv_heads = 2, false, 8

@@ -46,7 +46,7 @@ function M.read(dir)
   return list
 end
 
---- The sets that a step kept, { hidden = {..}, layers = {..}, ffn = { [l+1] = {..} }, heads =, kv_heads = }, or nil.
+--- The sets that a step kept, { hidden = {..}, layers = {..}, ffn = { [l+1] = {..} }, heads =, kv_heads =, partners = }, or nil.
 function M.kept(step)
   local at = stored[step]
   if step.kept or not at then return step.kept end

@@ -75,7 +75,17 @@ local function asked(opt)
   local own = {}
   for name in pairs(legal.options) do own[name] = opt[name] end
   own.compensate = opt.compensate or nil
+  own.heads_residual = opt.heads_residual ~= 0 and opt.heads_residual or nil
   return own
+end
+
+-- The parameters to cut from: where asked for, with what pruned heads were given to those that stay. Who gave to whom is kept among the sets.
+local function with_residual(model, r, ranking, sets)
+  if r == 0 or not sets.heads then return model:parameters() end
+  local residual = require "espalier.prune.residual"
+  if not (sets.partners or ranking and ranking.orders) then fail("esp.prune: heads_residual pairs heads by importance, which needs a ranking") end
+  sets.partners = sets.partners or residual.partners(model.shape, ranking:orders(model), sets.heads)
+  return residual.apply(model:parameters(), model.shape, sets.partners, r)
 end
 
 --- esp.prune(model, statistics or ranking, opt) -> model: width and depth in one call.
@@ -84,9 +94,11 @@ end
 -- opt.drop, drop_attention, drop_mlp: lists of layers, from 0. opt.keep: sets of indices that replace the ranking's, by axis.
 -- opt.compensate: what the neurons and heads that go added on average is given back as an output bias (FLAP, 2312.11983); refused where the
 -- architecture has no such bias.
+-- opt.heads_residual: r (0): heads that stay are paired with heads that go and become head + r (head - partner); 1 is what 2407.14679 prints.
 -- Bare statistics rank hidden, ffn and heads by activation (l2, mean) and layers by bi, which is printed. Ties go to the lower index.
 function M.prune(model, scores, opt)
-  opt = legal.parse("esp.prune", opt, { keep = { "table" }, compensate = { "bool", default = false }, quiet = { "bool", default = false } })
+  opt = legal.parse("esp.prune", opt, { keep = { "table" }, compensate = { "bool", default = false }, heads_residual = { "number", default = 0 },
+    quiet = { "bool", default = false } })
   local s = model.shape
   local lists = legal.check("esp.prune", s, opt)
   local sizes = changes(s, opt)
@@ -102,11 +114,13 @@ function M.prune(model, scores, opt)
   end
   for axis, own in pairs(opt.keep or {}) do sets[axis] = own end
   local new, kept_layers = legal.result(s, by_layer(s, opt, sets), lists, sets.layers)
-  local weights = tape.no_grad(tape.outside_scopes, M.cut, new, model:parameters(), s, sets, kept_layers)
+  local weights = tape.no_grad(tape.outside_scopes, function()
+    return M.cut(new, with_residual(model, opt.heads_residual, ranking, sets), s, sets, kept_layers)
+  end)
   if opt.compensate then new = require("espalier.prune.compensate").apply(weights, new, model, ranking and ranking.stats, sets, kept_layers) end
   local step = { step = "prune", parent = model.source, parent_hash = hash(model), by = ranking and ranking.kept and tostring(ranking) or nil,
     statistics_hash = next(sizes) and ranking.stats:hash() or nil, asked = asked(opt), before = shapes.text(s), after = shapes.text(new),
-    kept = { hidden = sets.hidden, ffn = sets.ffn, heads = sets.heads, kv_heads = sets.kv_heads, layers = kept_layers } }
+    kept = { hidden = sets.hidden, ffn = sets.ffn, heads = sets.heads, kv_heads = sets.kv_heads, layers = kept_layers, partners = sets.partners } }
   local lineage = { unpack(model.lineage) }
   lineage[#lineage + 1] = step
   return models.new(new, { weights = weights, config = model.config, source = model.source, tokenizer = model.tokenizer, lineage = lineage }), sets
