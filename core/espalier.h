@@ -391,8 +391,10 @@ const int64_t *esp_gguf_shape(const esp_gguf *g, int64_t i);              /* row
 /* F32, F16, BF16, F64 and I32 as they are (mapped where aligned, else copied), Q8_0 as new f32; other types are refused. */
 int esp_gguf_tensor(esp_tensor **out, const esp_gguf *g, int64_t i);
 void esp_gguf_close(esp_gguf *g);
-/* y u8 [.., C/32*34] = x f32 [.., C] in Q8_0, the bytes that llama.cpp's reference makes; both dense, C a multiple of 32. */
-int esp_q8_pack(esp_tensor *y, const esp_tensor *x);
+/* Q8_0: blocks u8 (34 bytes for 32 numbers) from numbers f32 [.., C] and back; both dense, C a multiple of 32. The bytes are those that llama.cpp's
+ * reference makes. */
+int esp_q8_pack(esp_tensor *blocks, const esp_tensor *numbers);
+int esp_q8_unpack(esp_tensor *numbers, const esp_tensor *blocks);
 
 /* ---- tokenizers -------------------------------------------------------------------------------------------------------------- */
 
@@ -401,6 +403,8 @@ typedef struct esp_tokenizer esp_tokenizer;
 /* kind is found from name and content: sentencepiece .model, llama2.c .bin, tokenizer.json. vocab: rows of a llama2.c .bin (it does not store
  * their number; 0 otherwise). */
 int esp_tokenizer_load(esp_tokenizer **out, const char *path, int64_t vocab);
+/* The same of bytes that are such a file's; name stands for its path: its ending decides and it stands in messages. */
+int esp_tokenizer_parse(esp_tokenizer **out, const char *data, int64_t bytes, const char *name, int64_t vocab);
 void esp_tokenizer_free(esp_tokenizer *t);
 int64_t esp_tokenizer_vocab(const esp_tokenizer *t);                 /* ids are 0..vocab-1 */
 const char *esp_tokenizer_kind(const esp_tokenizer *t);              /* "sentencepiece", "llama2c", "byte-level BPE", "byte-fallback BPE" */

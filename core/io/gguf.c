@@ -347,7 +347,7 @@ int esp_gguf_tensor(esp_tensor **out, const esp_gguf *g, int64_t i)
     TRY(esp_tensor_new(&t, dtype, e->ndim, e->shape));
     int code = ESP_OK;
     if (types[e->type].elements == 1) memcpy(esp_tensor_at(t), from, (size_t)e->bytes);
-    else code = esp_q8_unpack(esp_tensor_at(t), from, t->count);
+    else code = esp_q8_numbers(esp_tensor_at(t), from, t->count);
     if (code != ESP_OK) esp_tensor_free(t);
     else *out = t;
     return code;

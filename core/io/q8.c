@@ -44,23 +44,34 @@ static int pack_blocks(void *context, int64_t index)
     return ESP_OK;
 }
 
-int esp_q8_unpack(float *to, const void *from, int64_t count)
+int esp_q8_numbers(float *to, const void *from, int64_t count)
 {
     work w = {to, (char *)from, count / Q8_BLOCK};
     return esp_parallel(esp_ceil_div(w.count, BLOCKS), unpack_blocks, &w);
 }
 
-int esp_q8_pack(esp_tensor *y, const esp_tensor *x)
+/* numbers f32 [.., C] and blocks u8 of 34 bytes for 32 of them, both dense. */
+static int check(const esp_tensor *numbers, int numbers_access, const esp_tensor *blocks, int blocks_access)
 {
-    TRY(esp_check("q8_0", "x", x, ESP_BIT(ESP_F32), ESP_READ));
-    TRY(esp_check("q8_0", "y", y, ESP_BIT(ESP_U8), ESP_WRITE));
-    TRY(esp_check_dense("q8_0", "x", x));
-    TRY(esp_check_dense("q8_0", "y", y));
-    int64_t last = x->ndim ? x->shape[x->ndim - 1] : 1;
-    if (last % Q8_BLOCK != 0) return esp_fail(ESP_ESHAPE, "q8_0: 'x' has rows of %lld, want a multiple of %d", (long long)last, (int)Q8_BLOCK);
-    if (y->count != x->count / Q8_BLOCK * Q8_BYTES) {
-        return esp_fail(ESP_ESHAPE, "q8_0: 'y' has %lld bytes, want %lld (34 for 32 of x)", (long long)y->count, (long long)(x->count / Q8_BLOCK * Q8_BYTES));
-    }
-    work w = {esp_tensor_at(x), esp_tensor_at(y), x->count / Q8_BLOCK};
+    TRY(esp_check("q8_0", "numbers", numbers, ESP_BIT(ESP_F32), numbers_access));
+    TRY(esp_check("q8_0", "blocks", blocks, ESP_BIT(ESP_U8), blocks_access));
+    TRY(esp_check_dense("q8_0", "numbers", numbers));
+    TRY(esp_check_dense("q8_0", "blocks", blocks));
+    int64_t last = numbers->ndim ? numbers->shape[numbers->ndim - 1] : 1, bytes = numbers->count / Q8_BLOCK * Q8_BYTES;
+    if (last % Q8_BLOCK != 0) return esp_fail(ESP_ESHAPE, "q8_0: 'numbers' has rows of %lld, want a multiple of %d", (long long)last, (int)Q8_BLOCK);
+    if (blocks->count == bytes) return ESP_OK;
+    return esp_fail(ESP_ESHAPE, "q8_0: 'blocks' has %lld bytes, want %lld (34 for 32 numbers)", (long long)blocks->count, (long long)bytes);
+}
+
+int esp_q8_pack(esp_tensor *blocks, const esp_tensor *numbers)
+{
+    TRY(check(numbers, ESP_READ, blocks, ESP_WRITE));
+    work w = {esp_tensor_at(numbers), esp_tensor_at(blocks), numbers->count / Q8_BLOCK};
     return esp_parallel(esp_ceil_div(w.count, BLOCKS), pack_blocks, &w);
+}
+
+int esp_q8_unpack(esp_tensor *numbers, const esp_tensor *blocks)
+{
+    TRY(check(numbers, ESP_WRITE, blocks, ESP_READ));
+    return esp_q8_numbers(esp_tensor_at(numbers), esp_tensor_at(blocks), numbers->count);
 }

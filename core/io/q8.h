@@ -7,6 +7,6 @@
 enum { Q8_BLOCK = 32, Q8_BYTES = 34 };
 
 /* to f32 [count] from the blocks at `from`; count is a multiple of 32. ESP_ESTOP when interrupted. */
-int esp_q8_unpack(float *to, const void *from, int64_t count);
+int esp_q8_numbers(float *to, const void *from, int64_t count);
 
 #endif

@@ -84,26 +84,30 @@ static int ends_with(const char *text, const char *end)
     return n >= m && strcmp(text + n - m, end) == 0;
 }
 
+int esp_tokenizer_parse(esp_tokenizer **out, const char *data, int64_t bytes, const char *name, int64_t vocab)
+{
+    esp_tokenizer *t = esp_calloc(sizeof *t);
+    if (!t) return ESP_EMEM;
+    t->pre = "";
+    t->unk = t->bos = t->eos = t->pad = -1;
+    for (int b = 0; b < 256; b++) t->byte_id[b] = -1;
+    int code = ends_with(name, ".json") ? esp_load_tokenizer_json(t, data, bytes, name)
+               : ends_with(name, ".bin") ? esp_load_llama2c(t, data, bytes, vocab, name)
+               : ends_with(name, ".model") ? esp_load_sentencepiece(t, data, bytes, name)
+               : esp_fail(ESP_EFORMAT, "%s: no tokenizer by its name; want tokenizer.json, a sentencepiece .model or a llama2.c .bin", name);
+    if (code == ESP_OK) code = esp_tokenizer_index(t);
+    if (code != ESP_OK) esp_tokenizer_free(t);
+    else *out = t;
+    return code;
+}
+
 int esp_tokenizer_load(esp_tokenizer **out, const char *path, int64_t vocab)
 {
     char *data;
     int64_t bytes;
     TRY(esp_file_read(&data, &bytes, path, (int64_t)1 << 28));
-    esp_tokenizer *t = esp_calloc(sizeof *t);
-    int code = t ? ESP_OK : ESP_EMEM;
-    if (t) {
-        t->pre = "";
-        t->unk = t->bos = t->eos = t->pad = -1;
-        for (int b = 0; b < 256; b++) t->byte_id[b] = -1;
-        if (ends_with(path, ".json")) code = esp_load_tokenizer_json(t, data, bytes, path);
-        else if (ends_with(path, ".bin")) code = esp_load_llama2c(t, data, bytes, vocab, path);
-        else if (ends_with(path, ".model")) code = esp_load_sentencepiece(t, data, bytes, path);
-        else code = esp_fail(ESP_EFORMAT, "%s: no tokenizer by its name; want tokenizer.json, a sentencepiece .model or a llama2.c .bin", path);
-        if (code == ESP_OK) code = esp_tokenizer_index(t);
-    }
+    int code = esp_tokenizer_parse(out, data, bytes, path, vocab);
     esp_free(data);
-    if (code != ESP_OK) esp_tokenizer_free(t);
-    else *out = t;
     return code;
 }
 

@@ -39,6 +39,25 @@ local function negative_is_nil(id)
   return id >= 0 and id or nil
 end
 
+-- A tokenizer around a handle of the core, which it then owns.
+local function wrap(handle, path)
+  local c = core.gc(handle, C.esp_tokenizer_free)
+  local t = setmetatable({ c = c, path = path, vocab = tonumber(C.esp_tokenizer_vocab(c)), kind = core.string(C.esp_tokenizer_kind(c)) }, Tokenizer)
+  t.bos, t.eos = negative_is_nil(C.esp_tokenizer_special(c, "bos")), negative_is_nil(C.esp_tokenizer_special(c, "eos"))
+  t.unk, t.pad = negative_is_nil(C.esp_tokenizer_special(c, "unk")), negative_is_nil(C.esp_tokenizer_special(c, "pad"))
+  t.add_bos = t.kind ~= "byte-level BPE" or t:id "<|begin_of_text|>" ~= nil
+  return t
+end
+
+--- A tokenizer from the bytes of its file: name is the file's ("tokenizer.json", "tokenizer.model"), path is where they were found.
+function M.parse(name, text, path)
+  local out = core.new "esp_tokenizer *[1]"
+  core.try(C.esp_tokenizer_parse(out, text, #text, name, 0))
+  local t = wrap(out[0], path)
+  t.name, t.text = name, text
+  return t
+end
+
 --- Opens a tokenizer: a file, or a folder that holds one. opt.vocab: pieces of a llama2.c .bin.
 -- tok.vocab, tok.kind; tok.bos, tok.eos, tok.unk, tok.pad: ids or nil; tok.add_bos: does the family begin texts with bos?
 function M.load(path, opt)
@@ -47,11 +66,7 @@ function M.load(path, opt)
   local from = kind == "folder" and find(path) or path
   local out = core.new "esp_tokenizer *[1]"
   core.try(C.esp_tokenizer_load(out, from, opt and opt.vocab or 0))
-  local c = core.gc(out[0], C.esp_tokenizer_free)
-  local t = setmetatable({ c = c, path = from, vocab = tonumber(C.esp_tokenizer_vocab(c)), kind = core.string(C.esp_tokenizer_kind(c)) }, Tokenizer)
-  t.bos, t.eos = negative_is_nil(C.esp_tokenizer_special(c, "bos")), negative_is_nil(C.esp_tokenizer_special(c, "eos"))
-  t.unk, t.pad = negative_is_nil(C.esp_tokenizer_special(c, "unk")), negative_is_nil(C.esp_tokenizer_special(c, "pad"))
-  t.add_bos = t.kind ~= "byte-level BPE" or t:id "<|begin_of_text|>" ~= nil
+  local t = wrap(out[0], from)
   local config_path = (from:match "^(.*)/[^/]*$" or ".") .. "/tokenizer_config.json"
   if file.kind(config_path) == "file" then
     local config = json.read(config_path)
@@ -121,18 +136,19 @@ function Tokenizer:vocabulary()
     pre = pre ~= "" and pre or nil, bos = self.bos, eos = self.eos, unk = self.unk, pad = self.pad, add_bos = self.add_bos }
 end
 
---- The files that make this tokenizer: copied when a model is saved.
-function Tokenizer:files()
-  local list, dir = { self.path }, self.path:match "^(.*)/[^/]*$" or "."
+--- Writes the files that make this tokenizer into a folder, byte for byte, under the names by which other programs look for them.
+function Tokenizer:write(dir)
+  if self.text then return file.write(file.join(dir, self.name), self.text) end
+  local from = self.path:match "^(.*)/[^/]*$" or "."
+  file.copy(self.path, file.join(dir, (file.name(self.path):gsub("^.*(%.%w+)$", "tokenizer%1"))))
   for _, name in ipairs { "tokenizer_config.json", "special_tokens_map.json" } do
-    if file.kind(dir .. "/" .. name) == "file" then list[#list + 1] = dir .. "/" .. name end
+    if file.kind(file.join(from, name)) == "file" then file.copy(file.join(from, name), file.join(dir, name)) end
   end
-  return list
 end
 
 --- Content hash of the tokenizer's file.
 function Tokenizer:hash()
-  self.sum = self.sum or file.hash(self.path)
+  self.sum = self.sum or self.text and file.hash_text(self.text) or file.hash(self.path)
   return self.sum
 end
 

@@ -127,9 +127,9 @@ t.test("what is written is read back, twice the same bytes", function()
   local function tensors()
     local list = {}
     for _, kind in ipairs { "f32", "f16", "bf16", "q8_0" } do
-      list[#list + 1] = { name = "t." .. kind, shape = { 3, 64 }, type = kind, make = function() return x end }
+      list[#list + 1] = { name = "t." .. kind, shape = { 3, 64 }, type = kind, give = function(use) use(x) end }
     end
-    list[#list + 1] = { name = "turned", shape = { 64, 3 }, type = "f32", make = function() return x:transpose(0, 1) end }
+    list[#list + 1] = { name = "turned", shape = { 64, 3 }, type = "f32", give = function(use) use(x:transpose(0, 1)) end }
     return list
   end
   gguf.write(dir .. "/a.gguf", metadata, tensors())
@@ -151,7 +151,7 @@ t.test("what is written is read back, twice the same bytes", function()
   for i = 0, 191 do most = math.max(most, math.abs(got[i] - p[i])) end
   t.ok(most > 0 and most < 0.02, "Q8_0 is off by " .. most)
   t.fails("want at most 63", gguf.write, dir .. "/c.gguf", {}, { { name = string.rep("n", 64), shape = { 1 }, type = "f32" } })
-  t.fails("broken", gguf.write, dir .. "/c.gguf", {}, { { name = "n", shape = { 1 }, type = "f32", make = function() error "broken" end } })
+  t.fails("broken", gguf.write, dir .. "/c.gguf", {}, { { name = "n", shape = { 1 }, type = "f32", give = function() error "broken" end } })
   t.equal(file.list(dir), { "a.gguf", "b.gguf" })
 end)
 
@@ -178,7 +178,7 @@ t.test("show tells what is in a file of each kind", function()
     for _, part in ipairs { ... } do t.ok(said:find(part, 1, true), "no '" .. part .. "' in " .. said) end
   end
   gguf.write(dir .. "/a.gguf", { { "general.name", "string", "n" }, { "list", "[i32]", { 4, 5 } } },
-    { { name = "x", shape = { 2, 3 }, type = "bf16", make = function() return tensor.zeros { 2, 3 } end } })
+    { { name = "x", shape = { 2, 3 }, type = "bf16", give = function(use) use(tensor.zeros { 2, 3 }) end } })
   says(dir .. "/a.gguf", "GGUF version 3", 'general.name (string): "n"', "list ([i32]): 2 of them: { 4, 5 }", "BF16   [2, 3]", "1 tensors, 6 numbers")
   esp.io.safetensors.write(dir .. "/a.safetensors", { x = tensor.zeros { 2, 3 } }, { metadata = { format = "pt" } })
   says(dir .. "/a.safetensors", 'format: "pt"', "F32    [2, 3]")

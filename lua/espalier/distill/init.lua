@@ -12,6 +12,7 @@ local hash = require "espalier.models.hash"
 local options = require "espalier.options"
 local budget = require "espalier.budget"
 local plan = require "espalier.plan"
+local export = require "espalier.export"
 local fail = require "espalier.fail"
 
 local M = {}
@@ -63,9 +64,11 @@ local function prepare(what, o, student)
     or "no batch fits; prune more, or shorten the rows")
 end
 
+-- The result of a run that was done before, as the run itself gave it.
 local function finished(dir, o, store, student)
   local model = require("espalier.models.huggingface").load(file.join(dir, "model"))
   model.tokenizer = student.tokenizer or o.data.tokenizer
+  model.kept_dtype = export.dtype(student)
   return setmetatable({ model = model, out = dir, done_before = true, steps = store.metrics, evaluations = store.evaluations,
     nll = store.done.nll, interval = store.done.interval }, Run)
 end
@@ -88,15 +91,16 @@ local function run(what, o, student)
     if store then store:close() end
     error(metrics, 0)
   end
+  local first, last = evaluations[0], evaluations[o.steps]
   model.lineage[#model.lineage + 1] = { step = what, parent = student.source, parent_hash = hash(student), steps = o.steps, loss = o.loss.name,
     teacher = o.teacher and hash(o.teacher) or nil, data = o.data:digest(), schedule = o.schedule.name, seed = o.seed, run = o.out,
-    tokens = o.steps * o.batch * o.accumulate * o.data.seq }
+    tokens = o.steps * o.batch * o.accumulate * o.data.seq, nll_before = first and first.nll, nll = last and last.nll }
   model.tokenizer = model.tokenizer or o.data.tokenizer
-  local last = evaluations[o.steps]
   local result = setmetatable({ model = model, out = o.out, steps = metrics, evaluations = evaluations, nll = last and last.nll,
     interval = last and last.interval }, Run)
   if store then
-    model:save(file.join(o.out, "model"), { quiet = o.quiet })
+    -- The bits that were trained, whatever the source was kept in.
+    model:save(file.join(o.out, "model"), { dtype = "f32", quiet = o.quiet })
     store:finish { nll = last and last.nll, interval = last and last.interval, loss = metrics[o.steps].loss }
     require("espalier.report").run(o.out)
     store:close()

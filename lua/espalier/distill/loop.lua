@@ -87,6 +87,8 @@ function M.run(o, model, store)
   local watch = budget.watch { what = label, steps = o.steps - done, time = o.time, quiet = o.quiet }
   local start, published, saved = C.esp_clock(), C.esp_clock(), C.esp_clock()
   local tokens = 0
+  -- What the retraining starts from, so that the result can say what it brought.
+  if o.held_out and not evaluations[0] then evaluations[0] = done == 0 and evaluate(o, model, 0, store) or nil end
   if host then host.gentle(true) end
   for step = done + 1, o.steps do
     local ok, record = pcall(tape.scope, one_step, o, model, optimizer, step)

@@ -164,21 +164,21 @@ local function in_type(t, value)
   return packed
 end
 
+local function append(w, t, value)
+  local stored, pad = in_type(t, value), padding(t.bytes)
+  core.try(C.esp_writer_write(w, C.esp_tensor_data(stored.c), t.bytes))
+  if stored ~= value then stored:free() end
+  core.try(C.esp_writer_write(w, pad, #pad))
+end
+
 --- Writes a file, whole or not at all. metadata: list of { key, kind, value }; tensors: list of { name, shape, type = "f32", "f16", "bf16" or "q8_0",
--- make = function that returns the tensor } in the order of the file; each is made when its turn comes and freed behind it.
+-- give = function(use) calls use(tensor) } in the order of the file: each is asked for when its turn comes.
 function M.write(path, metadata, tensors)
   local head, w = directory(metadata, tensors), core.new "esp_writer *[1]"
   core.try(C.esp_writer_open(w, path))
   local ok, message = pcall(function()
     core.try(C.esp_writer_write(w[0], head, #head))
-    for _, t in ipairs(tensors) do
-      local value = t.make()
-      local stored = in_type(t, value)
-      core.try(C.esp_writer_write(w[0], C.esp_tensor_data(stored.c), t.bytes))
-      if stored ~= value then stored:free() end
-      local pad = padding(t.bytes)
-      core.try(C.esp_writer_write(w[0], pad, #pad))
-    end
+    for _, t in ipairs(tensors) do t.give(function(value) append(w[0], t, value) end) end
   end)
   if not ok then
     C.esp_writer_abandon(w[0])

@@ -34,10 +34,12 @@ function M.find(name)
   fail("esp.load: there is no '%s'", name)
 end
 
---- Opens a model: a Hugging Face folder, its name in the local cache, or a llama2.c .bin. opt.dtype: "f32" or "bf16" converts the weights.
+--- Opens a model: a Hugging Face folder, its name in the local cache, a GGUF file, or a llama2.c .bin. opt.dtype: "f32" or "bf16" converts the
+-- weights of the first three.
 function M.load(name, opt)
   local path = M.find(name)
   if file.kind(path) == "folder" then return require("espalier.models.huggingface").load(path, opt) end
+  if path:match "%.gguf$" then return require("espalier.models.gguf").load(path, opt) end
   return require("espalier.models.llama2c").load(path)
 end
 

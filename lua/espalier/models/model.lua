@@ -162,9 +162,9 @@ function Model:loss(ids, opt)
   return tape.scope(function() return M.mean_nll(self:token_nll(ids, opt)) end)
 end
 
---- Writes a Hugging Face folder, whole or not at all; reloads it and compares logits before it returns. See models/huggingface.lua.
-function Model:save(dir, opt)
-  return require("espalier.models.huggingface").save(self, dir, opt)
+--- Writes a Hugging Face folder, or a GGUF file where the name ends in .gguf: whole or not at all, proven before it appears. See export/init.lua.
+function Model:save(path, opt)
+  return require("espalier.export").save(self, path, opt)
 end
 
 function Model:__tostring()

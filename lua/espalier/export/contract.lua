@@ -1,0 +1,76 @@
+--- The contract of every export: what was written is opened again, and its logits on a fixed batch are those of the model rounded to that.
+
+local tensor = require "espalier.tensor"
+local tape = require "espalier.tape"
+local safetensors = require "espalier.io.safetensors"
+local fail = require "espalier.fail"
+
+local M = {}
+
+-- Two rows, so that a mistake between rows shows; few positions, so that the logits of a large vocabulary stay small.
+local ROWS, POSITIONS = 2, 32
+
+-- Text for the batch: words that any English vocabulary knows, and enough of them.
+local passage = [[Once upon a time there was an old gardener who trained a pear tree flat against a wall. Every winter he cut away half of its
+branches, and every summer the branches that were left bore twice as much fruit. The neighbours asked him how he knew what to cut. "I look at what the
+tree does with each branch," he said, "and then I tie down what I keep, so that it grows the way the whole tree would have grown."]]
+
+-- The passage as ids, or nil where the model has no tokenizer that can read it.
+local function of_text(model, count)
+  local ok, ids = pcall(function()
+    local tok = model:tok()
+    return tok.vocab <= model.shape.vocab and tok:encode((passage:gsub("\n", " ")), { bos = tok.add_bos }) or nil
+  end)
+  return ok and ids and #ids >= count and ids or nil
+end
+
+--- The batch, rows of ids, and what it is: "text" where the model has a tokenizer, else "ids" spread over the vocabulary.
+function M.batch(model, context)
+  local s, rows = model.shape, {}
+  local length = math.min(POSITIONS, context or s.context)
+  local ids = of_text(model, ROWS * length)
+  for b = 1, ROWS do
+    rows[b] = {}
+    for t = 1, length do rows[b][t] = ids and ids[(b - 1) * length + t] or (b * 7919 + t * 104729) % s.vocab end
+  end
+  return rows, ids and "text" or "ids"
+end
+
+local function largest(t)
+  return tape.no_grad(tape.scope, function() return (t:abs():view(-1):max(0)):item() end)
+end
+
+--- Compares: model as it is, rounded (the model of the numbers that were written, or model itself), reopened (what was read back). opt.tolerance
+-- (1e-4, and 1e-5 of the largest logit where logits are large); opt.context: fewer positions than the model's. Returns { difference, largest, nll,
+-- rounding (what rounding cost in NLL, nats a token), batch = "text" or "ids" }, the rows of ids, and the logits read back. Errors: they disagree.
+function M.prove(model, rounded, reopened, opt)
+  opt = opt or {}
+  local rows, kind = M.batch(model, opt.context)
+  local want, got = rounded:logits(rows), reopened:logits(rows)
+  local difference, most = largest(want - got), largest(want)
+  local allowed = opt.tolerance or math.max(1e-4, 1e-5 * most)
+  -- NaN fails.
+  if not (difference <= allowed) then
+    fail("save: what was written gives logits that differ by %g from the model's, want at most %g; nothing was put in place", difference, allowed)
+  end
+  local before, after = (model:loss(rows)), (reopened:loss(rows))
+  return { difference = difference, largest = most, nll = after, rounding = after - before, batch = kind }, rows, got
+end
+
+--- Writes the batch and its logits: { ids i32 [rows, positions], logits f32 [rows, positions, vocab] }.
+function M.write_probe(path, rows, logits)
+  safetensors.write(path, { ids = tensor.of(rows, { dtype = "i32" }), logits = logits }, { metadata = { format = "pt" } })
+end
+
+--- The largest difference between a model's logits and those of a probe file.
+function M.compare_probe(model, path)
+  local probe = safetensors.read(path)
+  if not (probe.ids and probe.logits) then fail("%s holds no ids and logits", path) end
+  local got = model:logits(probe.ids)
+  if table.concat(got.shape, "x") ~= table.concat(probe.logits.shape, "x") then
+    fail("%s: the logits are %s, want %s", path, tensor.shape_text(probe.logits), tensor.shape_text(got))
+  end
+  return largest(got - tensor.to(probe.logits, "f32")), largest(got)
+end
+
+return M

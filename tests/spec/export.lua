@@ -1,0 +1,236 @@
+--- What is written for other programs: the folder and its contract, the GGUF file, the padded twin, shapes that transformers refuses.
+local t = ...
+
+local esp = require "espalier"
+local tensor = require "espalier.tensor"
+local shapes = require "espalier.models.shape"
+local file, json = esp.io.file, esp.io.json
+
+local function shape(change)
+  local s = { hidden = 32, ffn = 64, layers = 3, heads = 4, kv_heads = 2, head_dim = 8, vocab = 96, context = 64, norm_eps = 1e-5,
+    rope = { theta = 10000 }, tied = false }
+  for k, v in pairs(change or {}) do s[k] = v end
+  return s
+end
+
+local rows = { { 1, 2, 3, 4, 5, 6, 7, 8, 90, 10, 11, 12 }, { 95, 0, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22 } }
+
+local function difference(a, b)
+  local got, want = a:logits(rows), b:logits(rows)
+  return esp.no_grad(function() return ((got - want):abs():view(-1):max(0)):item() end)
+end
+
+-- { name = bytes } of a folder.
+local function contents(dir)
+  local all = {}
+  for _, name in ipairs(file.list(dir)) do all[name] = t.read(dir .. "/" .. name) end
+  return all
+end
+
+local function same_files(a, b)
+  local x, y = contents(a), contents(b)
+  for name in pairs(x) do t.ok(x[name] == y[name], name .. " differs") end
+  for name in pairs(y) do t.ok(x[name], name .. " is only in the second") end
+end
+
+t.test("a folder holds the model, its card, the probe and what was found", function()
+  local dir = t.folder()
+  local model = esp.models.new(shape(), { seed = 3, std = 0.3 })
+  local facts = model:save(dir .. "/m", { dtype = "bf16", quiet = true })
+  t.equal(file.list(dir), { "m" })
+  t.equal(file.list(dir .. "/m"), { "README.md", "config.json", "espalier.json", "generation_config.json", "model.safetensors", "probe.safetensors" })
+  local record = json.read(dir .. "/m/espalier.json")
+  t.equal(record.contract.difference, facts.difference)
+  t.equal(record.dtype, "bf16")
+  t.ok(facts.difference == 0 and facts.largest > 0.1 and facts.batch == "ids")
+  -- Rounding was measured, not assumed: it is what the two models differ by on the batch.
+  local probe = esp.io.safetensors.read(dir .. "/m/probe.safetensors")
+  local ids = probe.ids:table()
+  t.near(facts.rounding, (esp.load(dir .. "/m"):loss(ids)) - (model:loss(ids)), 1e-9)
+  t.ok(facts.rounding ~= 0)
+  t.near(probe.logits, esp.load(dir .. "/m"):logits(ids), 0)
+  for name, hash in pairs(record.files) do t.equal(file.hash(dir .. "/m/" .. name), hash, name) end
+  local text = t.read(dir .. "/m/README.md")
+  for _, part in ipairs { "LlamaForCausalLM", "from_pretrained", "vllm serve", "llama-cli", "bfloat16", "probe.safetensors" } do
+    t.ok(text:find(part, 1, true), "no " .. part .. " in " .. text)
+  end
+end)
+
+t.test("the source's dtype is kept; out, in and out again is the same, byte for byte", function()
+  local dir = t.folder()
+  for _, dtype in ipairs { "f32", "bf16", "f16" } do
+    esp.models.new(shape { tied = true }, { seed = 3, std = 0.3 }):save(dir .. "/" .. dtype, { dtype = dtype, quiet = true, shard = "20KB" })
+    t.ok(file.kind(dir .. "/" .. dtype .. "/model.safetensors.index.json"), "shards")
+    local first = esp.load(dir .. "/" .. dtype)
+    first:save(dir .. "/again", { quiet = true, shard = "20KB" })
+    same_files(dir .. "/" .. dtype, dir .. "/again")
+    first:clone():save(dir .. "/clone", { quiet = true })
+    t.equal(json.read(dir .. "/clone/config.json").dtype, ({ f32 = "float32", bf16 = "bfloat16", f16 = "float16" })[dtype])
+  end
+end)
+
+t.test("files of the source go along byte for byte", function()
+  local dir = t.folder()
+  esp.models.new(shape(), { seed = 3 }):save(dir .. "/a", { quiet = true })
+  local along = { ["tokenizer_config.json"] = '{"bos_token": "<s>"}', ["LICENSE.txt"] = "terms", ["chat_template.jinja"] = "{{ x }}",
+    ["merges.txt"] = "a b\n", ["generation_config.json"] = '{ "temperature": 0.60 }' }
+  for name, text in pairs(along) do t.write(dir .. "/a/" .. name, text) end
+  t.write(dir .. "/a/training_args.bin", "no")
+  esp.load(dir .. "/a"):save(dir .. "/b", { quiet = true })
+  local got = contents(dir .. "/b")
+  for name, text in pairs(along) do t.equal(got[name], text, name) end
+  t.equal(got["training_args.bin"], nil)
+end)
+
+t.test("where the reopened model disagrees nothing is put in place", function()
+  local dir, huggingface = t.folder(), require "espalier.models.huggingface"
+  local model, load = esp.models.new(shape(), { seed = 3, std = 0.3 }), huggingface.load
+  huggingface.load = function(path)
+    local other = load(path):clone()
+    other:parameters()["model.layers.1.mlp.up_proj.weight"]:fill(0)
+    return other
+  end
+  local ok, message = pcall(model.save, model, dir .. "/m", { quiet = true })
+  huggingface.load = load
+  t.ok(not ok and message:find("nothing was put in place", 1, true), tostring(message))
+  t.equal(file.list(dir), {})
+end)
+
+-- Layers that differ along every axis at once, groups of different sizes among them.
+local uneven = { ffn = { 64, 24, 40 }, heads = { 4, 2, 6 }, kv_heads = { 2, 2, 1 } }
+
+t.test("layers that differ in width: true size, and a twin with zeros that computes the same", function()
+  local dir = t.folder()
+  for i, change in ipairs { uneven, { ffn = { 64, 0, 40 } }, { heads = { 4, 0, 2 }, kv_heads = { 2, 0, 2 } },
+    { heads = { 0, 4, 4 }, kv_heads = { 0, 2, 2 }, ffn = { 64, 64, 0 } } } do
+    local model = esp.models.new(shape(change), { seed = i, std = 0.3 })
+    model:save(dir .. "/true", { quiet = true })
+    t.equal(shapes.normal(esp.load(dir .. "/true").shape), shapes.normal(model.shape))
+    t.equal(difference(esp.load(dir .. "/true"), model), 0)
+    t.ok(t.read(dir .. "/true/README.md"):find("Other programs do not", 1, true))
+    model:save(dir .. "/twin", { padded = true, quiet = true })
+    local twin = esp.load(dir .. "/twin")
+    for _, axis in ipairs { "ffn", "heads", "kv_heads" } do t.equal(type(twin.shape[axis]), "number", axis) end
+    t.equal(json.read(dir .. "/twin/config.json").espalier_layers, nil)
+    t.near(difference(twin, model), 0, 1e-5)
+  end
+  t.fails("all layers of this model are of one width", function() esp.models.new(shape()):save(dir .. "/x", { padded = true }) end)
+  t.equal(file.kind(dir .. "/x"), nil)
+end)
+
+t.test("a llama that transformers would refuse becomes a mistral, or the nearest shapes are named", function()
+  local dir = t.folder()
+  local model = esp.models.new(shape { hidden = 36, heads = 8, kv_heads = 2 }, { seed = 3, std = 0.3 })
+  model:save(dir .. "/m", { quiet = true })
+  local config = json.read(dir .. "/m/config.json")
+  t.equal(config.architectures, { "MistralForCausalLM" })
+  t.equal(config.sliding_window, json.null)
+  t.equal(difference(esp.load(dir .. "/m"), model), 0)
+  t.ok(t.read(dir .. "/m/README.md"):find("written as a mistral, which computes the same", 1, true))
+  local kind, note = require("espalier.export.transformers").kind(shape { hidden = 36, heads = 8, biases = { qkv = true, output = true } },
+    { model_type = "llama" })
+  t.equal(kind, "llama")
+  t.ok(note:find("the nearest that it opens: hidden 32, hidden 40, heads 6", 1, true), note)
+end)
+
+-- ---- GGUF ----
+
+local function folder_with_gguf(change, dtype)
+  local dir = t.folder()
+  local model = esp.models.new(shape(change), { seed = 3, std = 0.3 })
+  local facts = model:save(dir .. "/m.gguf", { dtype = dtype, quiet = true })
+  t.equal(file.list(dir), { "m.gguf" })
+  return model, esp.load(dir .. "/m.gguf"), facts, dir .. "/m.gguf"
+end
+
+t.test("a GGUF file is the same model: four types, tied, wide heads, long ropes, a window", function()
+  local limits = { f32 = 0, bf16 = 0.2, f16 = 0.05, q8_0 = 0.6 }
+  for dtype, limit in pairs(limits) do
+    local model, back, facts, path = folder_with_gguf(nil, dtype)
+    t.near(difference(back, model), 0, limit, dtype)
+    t.near(facts.difference, 0, 1e-4, dtype)
+    t.equal(shapes.normal(back.shape), shapes.normal(model.shape), dtype)
+    back:save(path .. ".again.gguf", { dtype = dtype, quiet = true })
+    t.ok(t.read(path) == t.read(path .. ".again.gguf"), dtype .. ": the second file is another")
+  end
+  local llama3 = { type = "llama3", factor = 8, low_freq_factor = 1, high_freq_factor = 4, original_context = 16 }
+  for _, change in ipairs { { tied = true }, { head_dim = 16 }, { rope = { theta = 500000, scaling = { type = "linear", factor = 2 } } },
+    { rope = { theta = 10000, scaling = llama3 } } } do
+    local model, back = folder_with_gguf(change, "f32")
+    t.equal(shapes.normal(back.shape), shapes.normal(model.shape))
+    t.equal(difference(back, model), 0)
+  end
+end)
+
+t.test("layers that differ go into a GGUF file as deci; what llama.cpp has not is refused with the reason", function()
+  local model, back, _, path = folder_with_gguf(uneven, "f32")
+  t.equal(require("espalier.io.gguf").open(path):get "general.architecture", "deci")
+  t.equal(shapes.normal(back.shape), shapes.normal(model.shape))
+  t.equal(difference(back, model), 0)
+  local keys = require "espalier.models.gguf.keys"
+  local function refused(part, change, kind) t.fails(part, keys.choose, shape(change), kind or "llama") end
+  refused("attention and without an MLP", { ffn = { 64, 0, 64 } })
+  refused("their product must be hidden", { biases = { qkv = true }, qk_norm = "whole", norms = "post", head_dim = 16 }, "olmo2")
+  refused("like that of this model", { qk_norm = "head", norm = "layernorm" })
+  local engine, adapted, notes = keys.choose(shape { window = 16 }, "mistral")
+  t.equal(engine.name, "llama")
+  t.equal(adapted.context, 16)
+  t.ok(notes[1]:find("its context is 16", 1, true))
+end)
+
+t.test("a tokenizer goes into a GGUF file and comes out as the file it was", function()
+  for _, name in ipairs { "stories260K/stories260K.bin", "babyllama/tok105_model5000.bin" } do
+    local model, path = esp.load(t.shared("data/models/" .. name)), t.folder() .. "/m.gguf"
+    model:save(path, { quiet = true })
+    local back = esp.load(path)
+    local tok, want = back:tok(), model:tok()
+    for _, text in ipairs { "Once upon a time", " two  spaces ", "caf\195\169\n", "" } do
+      t.equal(tok:encode(text, { bos = true }), want:encode(text, { bos = true }), text)
+      t.equal(tok:decode(tok:encode(text)), want:decode(want:encode(text)), text)
+    end
+    t.equal({ tok.bos, tok.eos, tok.unk, tok.add_bos }, { want.bos, want.eos, want.unk, want.add_bos })
+    -- ... and into a folder, as a sentencepiece model.
+    back:save(path .. "-folder", { quiet = true })
+    t.equal(esp.load(path .. "-folder"):tok():encode "Once upon a time", want:encode "Once upon a time")
+    t.equal(esp.generate(back, "Once", { tokens = 30 }), esp.generate(model, "Once", { tokens = 30 }))
+  end
+end)
+
+t.test("a GGUF file that is no model of ours is refused with a sentence", function()
+  local _, _, _, path = folder_with_gguf(nil, "f32")
+  local gguf = require "espalier.io.gguf"
+  -- The file again, with other keys or tensors.
+  local function with(change)
+    local f, metadata, list = gguf.open(path), {}, {}
+    for _, key in ipairs(f.keys) do
+      local value, kind = f:get(key)
+      if change[key] ~= nil then value = change[key] end
+      if value ~= "none" then metadata[#metadata + 1] = { key, kind, value } end
+    end
+    for _, entry in ipairs(change.more or {}) do metadata[#metadata + 1] = entry end
+    for _, name in ipairs(f.names) do
+      local x = f:tensor(name)
+      list[#list + 1] = { name = (change.rename or {})[name] or name, shape = x.shape, type = "f32", give = function(use) use(x) end }
+    end
+    gguf.write(path .. ".other.gguf", metadata, list)
+    return path .. ".other.gguf"
+  end
+  for part, change in pairs {
+    ["the architecture 'bloom' is not known"] = { ["general.architecture"] = "bloom" },
+    ["the key llama.block_count is missing"] = { ["llama.block_count"] = "none" },
+    ["513 layers"] = { ["llama.block_count"] = 513 }, ["'blk.0.attn_q.weight' is [32, 32], want [16, 32]"] = { ["llama.attention.head_count"] = 2 },
+    ["want a whole number from 1"] = { ["llama.embedding_length"] = 0 }, ["differ in length"] = { ["llama.attention.value_length"] = 16 },
+    ["the key 'llama.expert_count' is not known"] = { more = { { "llama.expert_count", "u32", 8 } } },
+    ["the rope scaling 'longrope' is not known"] = { more = { { "llama.rope.scaling.type", "string", "longrope" } } },
+    ["the tensor 'blk.1.ffn_up.weight' is missing"] = { rename = { ["blk.1.ffn_up.weight"] = "blk.1.ffn_upp.weight" } },
+    ["lists 2 layers"] = { ["llama.attention.head_count_kv"] = "none", more = { { "llama.attention.head_count_kv", "[i32]", { 2, 2 } } } },
+  } do t.fails(part, esp.load, with(change)) end
+end)
+
+t.test("q8_0 is for GGUF, and a path is wanted", function()
+  local model = esp.models.new(shape(), { seed = 3 })
+  t.fails("q8_0 is a type of GGUF", model.save, model, t.folder() .. "/m", { dtype = "q8_0" })
+  t.fails("want a text", model.save, model, nil)
+  t.fails("did you mean 'padded'", model.save, model, t.folder() .. "/m", { paded = true })
+  t.ok(tensor.is(model:head()))
+end)
