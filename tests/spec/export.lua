@@ -234,3 +234,56 @@ t.test("q8_0 is for GGUF, and a path is wanted", function()
   t.fails("did you mean 'padded'", model.save, model, t.folder() .. "/m", { paded = true })
   t.ok(tensor.is(model:head()))
 end)
+
+-- ---- espalier check ----
+
+t.test("check finds what is wrong in a folder, and says what others will do", function()
+  local check, dir = require("espalier.export.check").check, t.folder()
+  local model = esp.models.new(shape(), { seed = 3, std = 0.3 })
+  local function report(change)
+    model:save(dir .. "/m", { quiet = true })
+    if change then change(dir .. "/m/") end
+    return check(dir .. "/m")
+  end
+  -- The line of a check.
+  local function line(r, what)
+    for _, one in ipairs(r) do if one.what == what then return one.mark .. " " .. one.text end end
+    error("no line about " .. what .. " in " .. tostring(r))
+  end
+  local whole = report()
+  t.ok(whole.ok, tostring(whole))
+  t.ok(line(whole, "files"):find("ok 5 files", 1, true) and line(whole, "logits"):find("ok no logit", 1, true))
+  t.ok(line(whole, "transformers"):find("LlamaForCausalLM", 1, true) and line(whole, "tokenizer"):find("note there is none", 1, true))
+  local function wrong(what, part, change)
+    local r = report(change)
+    t.ok(not r.ok and line(r, what):find("FAILED", 1, true) and line(r, what):find(part, 1, true), tostring(r))
+  end
+  wrong("files", "is not what was written", function(d) t.write(d .. "README.md", "mine") end)
+  wrong("files", "is missing", function(d) file.remove(d .. "generation_config.json") end)
+  wrong("opens", "no config.json", function(d) file.remove(d .. "config.json") end)
+  wrong("ids", "eos_token_id is 96, want 0 to 95", function(d) t.write(d .. "generation_config.json", '{ "eos_token_id": [2, 96] }') end)
+  local function other_weights(d, value)
+    local f = esp.io.safetensors.read(d .. "model.safetensors")
+    f["model.norm.weight"] = tensor.full({ 32 }, value)
+    esp.io.safetensors.write(d .. "model.safetensors", f)
+  end
+  wrong("logits", "logits differ", function(d) other_weights(d, 2) end)
+  local nan = report(function(d) other_weights(d, 0 / 0) end)
+  t.ok(not nan.ok and tostring(nan):find("model.norm.weight' holds NaN", 1, true), tostring(nan))
+  -- A folder of others: nothing to compare with is no mistake.
+  local foreign = report(function(d) for _, name in ipairs { "espalier.json", "probe.safetensors", "README.md" } do file.remove(d .. name) end end)
+  t.ok(foreign.ok and line(foreign, "files"):find("note", 1, true) and line(foreign, "logits"):find("note", 1, true), tostring(foreign))
+  model:save(dir .. "/m.gguf", { quiet = true })
+  t.ok(check(dir .. "/m.gguf").ok)
+end)
+
+t.test("espalier check ends with 1 where something is wrong", function()
+  local program, dir = t.program() or t.skip "needs the espalier program", t.folder()
+  esp.models.new(shape(), { seed = 3 }):save(dir .. "/m", { quiet = true })
+  local function run(...) return esp.io.process.start({ program, "check", ... }, dir .. "/out"):wait() end
+  t.equal(run(dir .. "/m"), 0)
+  t.write(dir .. "/m/README.md", "mine")
+  t.equal(run(dir .. "/m"), 1)
+  t.equal(run(dir .. "/none"), 1)
+  t.equal(run(), 1)
+end)

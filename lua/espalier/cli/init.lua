@@ -7,6 +7,7 @@ espalier recipe.lua [name=value ...]   run a recipe ('espalier help recipe.lua' 
 espalier plan MODEL [name=value ...]   what a model has, and what would be left of it
 espalier show FILE                     what is in a safetensors, GGUF, HDF5 or JSON file, or a model folder
 espalier tokenize INPUT .. out=F.h5    text, JSONL or Megatron pairs into a token file; needs tokenizer=MODEL
+espalier check MODEL                   is a folder or GGUF file whole, and will others open it; ends with 1 where not
 espalier help [NAME]                   about a function, a verb or a recipe
 espalier -e 'lua'                      one line; esp is there
 espalier                               a prompt]]
@@ -53,6 +54,13 @@ end
 
 function verbs.tokenize(args)
   require("espalier.cli.tokenize").run { unpack(args, 2) }
+end
+
+function verbs.check(args)
+  if not args[2] then require "espalier.fail"("check: name a model's folder or a GGUF file") end
+  local report = require("espalier.export.check").check(args[2])
+  print(report)
+  if not report.ok then M.status = 1 end
 end
 
 function verbs.version()

@@ -68,7 +68,7 @@ With transformers, in this folder:
 ```python
 %s```
 
-With vLLM: `vllm serve . --dtype %s`. With llama.cpp: `espalier -e 'esp.load(".", {}):save("model.gguf")'`, or its own
+With vLLM: `vllm serve . --dtype %s`. With llama.cpp: `espalier -e 'esp.load("."):save("model.gguf")'`, or its own
 `convert_hf_to_gguf.py . --outtype %s --outfile model.gguf`; then `llama-cli -m model.gguf -p "Once upon a time"`.]], M.check,
     torch_names[record.dtype], record.dtype)
 end
