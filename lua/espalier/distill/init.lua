@@ -68,7 +68,7 @@ end
 local function finished(dir, o, store, student)
   local model = require("espalier.models.huggingface").load(file.join(dir, "model"))
   model.tokenizer = student.tokenizer or o.data.tokenizer
-  model.kept_dtype = export.dtype(student)
+  model.kept_dtype = export.config_dtype(student.config or {})
   return setmetatable({ model = model, out = dir, done_before = true, steps = store.metrics, evaluations = store.evaluations,
     nll = store.done.nll, interval = store.done.interval }, Run)
 end

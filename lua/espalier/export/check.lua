@@ -31,7 +31,7 @@ end
 
 local function weights(model)
   local rows, kind = contract.batch(model)
-  local nll = model:loss(rows)
+  local nll = contract.nll(contract.logits(model, rows), rows)
   if not (nll < math.huge) then fail("the mean negative log-likelihood of a fixed batch is %s", tostring(nll)) end
   return string.format("%s parameters, all finite; %.4f nats a token on %s", quantity.show_exact(shapes.parameters(model.shape)), nll,
     kind == "text" and "a fixed text" or "ids spread over the vocabulary")

@@ -39,14 +39,16 @@ end
 -- Ids that config.json and generation_config.json name: the source's, else the tokenizer's.
 local function special_ids(model)
   local ids, config, tok = {}, model.config or {}, tokenizer_of(model) or {}
+  local is_folder = model.source and file.kind(model.source) == "folder"
   for name, own in pairs { bos_token_id = "bos", eos_token_id = "eos", pad_token_id = "pad" } do
-    ids[name] = config[name] == nil and tok[own] or nil
+    -- Where nobody says one, null: a class has ids of its own for what is missing, which may be beyond the vocabulary.
+    if config[name] == nil then ids[name] = tok[own] or not is_folder and json.null or nil end
   end
   return ids
 end
 
---- Writes the files into an empty folder. opt: dtype, kind (model_type), shard (most bytes of weights in a file). Returns the names of those that
--- hold weights.
+--- Writes the files into an empty folder. opt: dtype (nil: each weight's own), label (the one in config.json), kind (model_type), shard (most bytes
+-- of weights in a file). Returns the names of the files of weights.
 function M.write(model, dir, opt)
   local weights, names, own = {}, {}, model:parameters()
   for i, want in ipairs(configs.stored(model.shape, opt.kind)) do
@@ -54,7 +56,7 @@ function M.write(model, dir, opt)
     for k, part in ipairs(want.parts) do weights[want.name][k] = own[part.name] end
   end
   local files = shards.write(dir, weights, { order = names, dtype = opt.dtype, finite = true, shard = opt.shard })
-  local config, ids = configs.to_config(model.shape, model.config, opt.dtype, { kind = opt.kind }), special_ids(model)
+  local config, ids = configs.to_config(model.shape, model.config, opt.label, { kind = opt.kind }), special_ids(model)
   for name, id in pairs(ids) do config[name] = id end
   json.write(file.join(dir, "config.json"), config)
   write_along(model, dir)

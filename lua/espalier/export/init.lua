@@ -21,22 +21,45 @@ local M = {}
 
 local by_torch = { float32 = "f32", bfloat16 = "bf16", float16 = "f16" }
 
---- The dtype in which a model is kept: model.kept_dtype, else that of the file that it was read from, else that of its source's config, else f32.
-function M.dtype(model)
-  if model.kept_dtype then return model.kept_dtype end
-  local embedding = model:parameters()["model.embed_tokens.weight"]
-  local config = model.config or {}
-  return embedding.stored or by_torch[config.dtype] or by_torch[config.torch_dtype] or "f32"
+--- The dtype that a parsed config.json names in either spelling; "f32" where it names none.
+function M.config_dtype(config)
+  return by_torch[config.dtype] or by_torch[config.torch_dtype] or "f32"
 end
 
--- The model of the numbers that a folder of the dtype holds.
-local function rounded(model, dtype)
+--- The dtype to write a model in: nil where each weight keeps the one that it was read in, else that of its source's config, else f32.
+-- model.kept_dtype: another.
+function M.dtype(model)
+  if model.kept_dtype then return model.kept_dtype end
+  if model:parameters()["model.embed_tokens.weight"].stored then return nil end
+  return M.config_dtype(model.config or {})
+end
+
+-- The dtype that most weights are written in, as config.json states it.
+local function common_dtype(model, asked)
+  local count, most = {}, nil
+  for _, t in pairs(model:parameters()) do
+    local dtype = lazy.stored(t, asked)
+    count[dtype] = (count[dtype] or 0) + t:count()
+    if not most or count[dtype] > count[most] then most = dtype end
+  end
+  return most
+end
+
+-- The model with its weights through a dtype, dtype_of(weight), and whether that changes any. Nothing of the model itself is read for good.
+local function through(model, dtype_of)
   local weights, changes = {}, false
   for name, t in pairs(model:parameters()) do
-    changes = changes or t.dtype ~= dtype
-    weights[name] = t.dtype ~= dtype and lazy.rounded(t, dtype) or t
+    local dtype = dtype_of(t)
+    changes = changes or dtype ~= "f32" and dtype ~= t.dtype
+    weights[name] = lazy.rounded(t, dtype)
   end
-  return changes and models.new(model.shape, { weights = weights, config = model.config }) or model
+  return models.new(model.shape, { weights = weights, config = model.config, source = model.source, tokenizer = model.tokenizer }), changes
+end
+
+-- The model as it is and as a folder holds it; one and the same where nothing is rounded.
+local function rounded(model, asked)
+  local written, changes = through(model, function(t) return lazy.stored(t, asked) end)
+  return changes and through(model, function(t) return t.dtype end) or written, written
 end
 
 local function hashes(dir)
@@ -56,13 +79,15 @@ end
 local function write_folder(model, part, opt, notes)
   local kind, note = transformers.kind(opt.twin.shape, model.config)
   if note then notes[#notes + 1] = note end
-  local files = folder.write(opt.twin, part, { dtype = opt.dtype, kind = kind, shard = opt.shard })
+  local label = common_dtype(opt.twin, opt.dtype)
+  local files = folder.write(opt.twin, part, { dtype = opt.dtype, label = label, kind = kind, shard = opt.shard })
   files.dir = part
   local reopened = require("espalier.models.huggingface").load(part)
-  local facts, rows, logits = contract.prove(model, rounded(model, opt.dtype), reopened, { tolerance = opt.padded and 1e-5 or nil })
+  local original, written = rounded(model, opt.dtype)
+  local facts, rows, logits = contract.prove(original, written, reopened, { tolerance = opt.padded and 1e-5 or nil })
   facts = keep_facts(model, files, facts)
   contract.write_probe(file.join(part, "probe.safetensors"), rows, logits)
-  local record = { dtype = opt.dtype, model_type = kind, notes = json.array { unpack(notes) }, contract = facts }
+  local record = { dtype = label, model_type = kind, notes = json.array { unpack(notes) }, contract = facts }
   file.write(file.join(part, "README.md"), card.text(opt.twin, record))
   record.lineage = lineages.write(opt.twin.lineage, part)
   record.files = hashes(part)
@@ -110,9 +135,9 @@ end
 
 --- model:save(path, opt): a Hugging Face folder, or a GGUF file where path ends in .gguf; beside its name first, opened again, logits compared on a
 -- fixed batch with those of the model rounded to what was written, then put in place; nothing appears where they disagree.
--- opt.dtype: "f32", "bf16", "f16" (that in which the source is kept), for GGUF also "q8_0"; opt.shard: most bytes of weights in a file ("5GB");
--- opt.padded: the twin of one width of a model whose layers differ in it (export/padded.lua). Returns { difference (largest, of a logit), largest,
--- nll, rounding (what rounding cost in NLL), batch }.
+-- opt.dtype: "f32", "bf16" or "f16" for all weights (otherwise each keeps the one that the source has it in), for GGUF also "q8_0"; opt.shard: most
+-- bytes of weights in a file ("5GB"); opt.padded: the twin of one width of a model whose layers differ in it (export/padded.lua).
+-- Returns the largest difference of a logit, and { difference, largest (logit), nll, rounding (what rounding cost in NLL), batch }.
 function M.save(model, path, opt)
   opt = options.check("model:save", opt, { dtype = { "string", one_of = { "f32", "bf16", "f16", "q8_0" } }, shard = { "bytes", default = "5GB" },
     padded = { "bool", default = false }, quiet = { "bool", default = false } })
@@ -120,13 +145,14 @@ function M.save(model, path, opt)
   local gguf = path:match "%.gguf$"
   if opt.dtype == "q8_0" and not gguf then fail("model:save: q8_0 is a type of GGUF; name a file that ends in .gguf") end
   opt.dtype = opt.dtype or M.dtype(model)
+  if gguf then opt.dtype = opt.dtype or common_dtype(model) end
   local facts, notes = (gguf and save_gguf or save_folder)(model, path, opt)
   if not opt.quiet then
-    print(string.format("wrote %s (%s); opened again, largest difference of a logit %.2g, NLL %.4f, of which rounding %+.2g", path, opt.dtype,
-      facts.difference, facts.nll, facts.rounding))
+    print(string.format("wrote %s (%s); opened again, largest difference of a logit %.2g, NLL %.4f, of which rounding %+.2g", path,
+      opt.dtype or common_dtype(model), facts.difference, facts.nll, facts.rounding))
     for _, note in ipairs(notes) do print("  " .. note) end
   end
-  return facts
+  return facts.difference, facts
 end
 
 return M

@@ -6,6 +6,7 @@
 -- of that group.
 
 local tensor = require "espalier.tensor"
+local lazy = require "espalier.tensor.lazy"
 local tape = require "espalier.tape"
 local shapes = require "espalier.models.shape"
 local models = require "espalier.models.model"
@@ -77,6 +78,7 @@ function M.twin(model)
   tape.no_grad(tape.outside_scopes, function()
     for _, want in ipairs(shapes.tensors(u)) do
       local t = own[want.name]
+      if lazy.is(t) then t = lazy.load(t) end
       weights[want.name] = not t and fresh(want, s) or shapes.same(t.shape, want.shape) and tensor.to(tensor.clone(t), "f32") or spread(t, want, s, u)
     end
   end)

@@ -105,6 +105,18 @@ function M.copy(t)
   return setmetatable(copy, getmetatable(t))
 end
 
+--- Has numbers of an object written as floats: 30.0 where 30 would do. Those that were read as floats keep their digits.
+function M.floats(t, keys)
+  local own = {}
+  for k, text in pairs(digits[t] or {}) do own[k] = text end
+  for _, key in ipairs(keys) do
+    local v = t[key]
+    if type(v) == "number" and v == math.floor(v) and not (own[key] and tonumber(own[key]) == v) then own[key] = string.format("%.1f", v) end
+  end
+  digits[t] = own
+  return t
+end
+
 local escapes = { ['"'] = '\\"', ["\\"] = "\\\\", ["\n"] = "\\n", ["\r"] = "\\r", ["\t"] = "\\t" }
 
 local function quote(text)

@@ -72,6 +72,11 @@ local function write_sizes(s, c)
   c[M.layers_key] = lists
 end
 
+-- transformers checks types: these are floats also where they are whole.
+local floats = { "rope_theta", "partial_rotary_factor", "rms_norm_eps", "norm_eps", "layer_norm_eps", "attn_logit_softcapping",
+  "final_logit_softcapping", "factor", "low_freq_factor", "high_freq_factor", "attention_factor", "beta_fast", "beta_slow", "mscale",
+  "mscale_all_dim" }
+
 local function write(s, kind, source, dtype)
   local architecture = M.architecture(kind, "save")
   local c = source and json.copy(source) or {}
@@ -81,6 +86,7 @@ local function write(s, kind, source, dtype)
   positions.write(s, c, architecture.partial)
   architecture.write(s, c)
   c.dtype, c.torch_dtype = names[dtype or "f32"], names[dtype or "f32"]
+  for _, object in ipairs { c, c.rope_parameters, c.rope_scaling ~= json.null and c.rope_scaling or nil } do json.floats(object, floats) end
   return c
 end
 

@@ -9,7 +9,6 @@ local keys = require "espalier.models.gguf.keys"
 local weights = require "espalier.models.gguf.weights"
 local tokens = require "espalier.models.gguf.tokens"
 local configs = require "espalier.models.config"
-local huggingface = require "espalier.models.huggingface"
 local models = require "espalier.models.model"
 local options = require "espalier.options"
 
@@ -22,7 +21,7 @@ function M.load(path, opt)
   local f = gguf.open(path)
   local s, engine = keys.to_shape(f, path)
   return tape.outside_scopes(function()
-    local all = weights.read(f, s, engine, opt.dtype, function(name, t) huggingface.check_finite(name, t, path) end)
+    local all = weights.read(f, s, engine, opt.dtype)
     local config = { model_type = configs.kind(s, engine.model_type and { model_type = engine.model_type }) }
     for name, key in pairs { bos_token_id = "bos", eos_token_id = "eos", pad_token_id = "padding" } do
       config[name] = f:get("tokenizer.ggml." .. key .. "_token_id")
@@ -97,7 +96,7 @@ function M.plan(model, dtype)
     tape.no_grad(tape.outside_scopes, function()
       for _, want in ipairs(stored) do
         local t = through(weights.make(want, s, engine, scale, get), type_of(want.shape, dtype))
-        weights.split(all, t, want, s, engine, "f32")
+        weights.split(all, t, want, s, engine, "f32", "save")
       end
     end)
     return models.new(s, { weights = all, config = model.config, tokenizer = model.tokenizer })

@@ -4,6 +4,7 @@
 -- matrices as one; a factor may be folded into the queries.
 
 local tensor = require "espalier.tensor"
+local lazy = require "espalier.tensor.lazy"
 local shapes = require "espalier.models.shape"
 local fail = require "espalier.fail"
 
@@ -85,19 +86,30 @@ local function from_gguf(t, part, s, engine)
   return t
 end
 
---- Puts the parts of a stored tensor into `weights` by their names, in a dtype.
-function M.split(weights, stored, want, s, engine, dtype)
+-- Is what is stored for a part what it is?
+local function as_it_is(part, s, engine)
+  return not is_one_more(s, part) and not (engine.turned and (part.kind == "q" or part.kind == "k"))
+end
+
+--- Puts the parts of a stored tensor into `weights` by their names, used in a dtype (nil: as it is stored, f16 as f32). what: whose it is, in the
+-- sentence that refuses NaN and infinity. What is stored as it is stays where it is until it is first used.
+function M.split(weights, stored, want, s, engine, dtype, what)
   local at = 0
   for _, part in ipairs(want.parts) do
     local own = #want.parts == 1 and stored or tensor.narrow(stored, 0, at, part.shape[1])
     at = at + part.shape[1]
-    weights[part.name] = tensor.to(from_gguf(tensor.to(own, dtype), part, s, engine), dtype)
+    local t = lazy.of(own, { dtype = dtype, what = what })
+    if not as_it_is(part, s, engine) then
+      local kept, used = t.stored, t.dtype
+      t = tensor.to(from_gguf(lazy.load(t), part, s, engine), used)
+      t.stored = kept
+    end
+    weights[part.name] = t
   end
 end
 
---- { [name] = tensor } of all parts, read from an open file (io/gguf.lua); check(name, tensor) is called with each stored tensor. Refuses a
--- tensor that is missing, of another shape, or that has no place.
-function M.read(f, s, engine, dtype, check)
+--- { [name] = tensor } of all parts, read from an open file (io/gguf.lua). Refuses a tensor that is missing, of another shape, or that has no place.
+function M.read(f, s, engine, dtype)
   local weights, known = {}, { ["rope_freqs.weight"] = true }
   for _, want in ipairs(M.stored(s, engine)) do
     if not f.index[want.name] then fail("%s: the tensor '%s' is missing", f.path, want.name) end
@@ -105,10 +117,7 @@ function M.read(f, s, engine, dtype, check)
     if not shapes.same(shape, want.shape) then
       fail("%s: '%s' is [%s], want [%s] (from its keys)", f.path, want.name, table.concat(shape, ", "), table.concat(want.shape, ", "))
     end
-    local stored = f:tensor(want.name)
-    check(want.name, stored)
-    -- f16 is a storage format only.
-    M.split(weights, stored, want, s, engine, dtype or stored.dtype == "bf16" and "bf16" or "f32")
+    M.split(weights, f:tensor(want.name), want, s, engine, dtype, string.format("%s: '%s'", f.path, want.name))
     known[want.name] = true
   end
   for _, name in ipairs(f.names) do
