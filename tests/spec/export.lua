@@ -369,3 +369,20 @@ t.test("espalier check ends with 1 where something is wrong", function()
   t.equal(run(dir .. "/none"), 1)
   t.equal(run(), 1)
 end)
+
+t.test("a byte-level tokenizer goes into a GGUF file and comes out as a tokenizer.json", function()
+  for path, pre in pairs { ["gpt2/hf_tokenizer.json"] = "gpt-2", ["others/smollm_tokenizer.json"] = "smollm" } do
+    local tok, dir = esp.tokenizer.load(t.shared("data/tokenizers/" .. path)), t.folder()
+    local model = esp.models.new(shape { layers = 1, hidden = 8, heads = 1, kv_heads = 1, ffn = 8, vocab = tok.vocab + 5, tied = true }, { seed = 1 })
+    model.tokenizer = tok
+    model:save(dir .. "/m.gguf", { dtype = "bf16", quiet = true })
+    t.equal(require("espalier.io.gguf").open(dir .. "/m.gguf"):get "tokenizer.ggml.pre", pre)
+    local back = esp.load(dir .. "/m.gguf"):tok()
+    for _, text in ipairs { "Hello world 12345 it's  fine\n\n  x", "caf\195\169 \240\159\152\128", "  lead", "a<|endoftext|>b" } do
+      for _, special in ipairs { true, false } do
+        t.equal(back:encode(text, { special = special }), tok:encode(text, { special = special }), text)
+      end
+    end
+    t.equal({ back.bos, back.eos, back.add_bos }, { tok.bos, tok.eos, tok.add_bos })
+  end
+end)

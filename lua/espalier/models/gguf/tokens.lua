@@ -4,6 +4,7 @@
 
 local file = require "espalier.io.file"
 local json = require "espalier.io.json"
+local bytelevel = require "espalier.models.gguf.bytelevel"
 local sentencepiece = require "espalier.models.gguf.sentencepiece"
 local tokenizer = require "espalier.tokenizer"
 local fail = require "espalier.fail"
@@ -72,6 +73,7 @@ function M.write(model, notes)
   end
   local v = tok:vocabulary()
   if #v.pieces > vocab then fail("save: the tokenizer has %d pieces, the model's vocabulary %d", #v.pieces, vocab) end
+  if v.model == "gpt2" and not v.pre and tok.path:match "%.json$" then v.pre = bytelevel.name_of(json.read(tok.path)) end
   if v.model == "gpt2" and not v.pre then
     fail("save: llama.cpp has no name for the way in which %s cuts words, so that its GGUF file would cut other ones", tok.path)
   end
@@ -101,16 +103,29 @@ end
 
 -- ---- in ----
 
+-- Name and text of the file that a tokenizer of this kind is.
+local function as_file(kind, get, v)
+  if kind == "llama" then
+    return "tokenizer.model", sentencepiece.encode { pieces = v.pieces, scores = v.scores, types = v.types, prefix = get "add_space_prefix" ~= false,
+      squeeze = get "remove_extra_whitespaces" == true, bos = v.bos, eos = v.eos, unk = v.unk, pad = v.pad }
+  end
+  return "tokenizer.json", bytelevel.encode(v)
+end
+
 --- The tokenizer of an open file (io/gguf.lua), or nil where it has none of a kind that is known here.
 function M.read(f)
   local function get(key) return f:get("tokenizer.ggml." .. key) end
-  local kind, pieces, scores, types = get "model", get "tokens", get "scores", get "token_type"
-  if kind ~= "llama" or type(pieces) ~= "table" or type(scores) ~= "table" or type(types) ~= "table" then return nil end
-  if #scores ~= #pieces or #types ~= #pieces then fail("%s: %d tokens, %d scores and %d token types", f.path, #pieces, #scores, #types) end
-  local text = sentencepiece.encode { pieces = pieces, scores = scores, types = types, prefix = get "add_space_prefix" ~= false,
-    squeeze = get "remove_extra_whitespaces" == true,
+  local kind, v = get "model", { pieces = get "tokens", scores = get "scores", types = get "token_type", merges = get "merges", pre = get "pre",
     bos = get "bos_token_id", eos = get "eos_token_id", unk = get "unknown_token_id", pad = get "padding_token_id" }
-  local tok = tokenizer.parse("tokenizer.model", text, f.path)
+  local second = ({ llama = "scores", gpt2 = "merges" })[kind]
+  if not second or type(v.pieces) ~= "table" or type(v.types) ~= "table" or type(v[second]) ~= "table" then return nil end
+  if #v.types ~= #v.pieces or second == "scores" and #v.scores ~= #v.pieces then
+    fail("%s: %d tokens, but another number of scores or token types", f.path, #v.pieces)
+  end
+  local name, text = as_file(kind, get, v)
+  if not text then return nil end
+  local tok = tokenizer.parse(name, text, f.path)
+  tok.bos, tok.eos, tok.unk, tok.pad = v.bos, v.eos, v.unk, v.pad
   if get "add_bos_token" ~= nil then tok.add_bos = get "add_bos_token" end
   return tok
 end
