@@ -185,7 +185,7 @@ end)
 
 -- ---- a model of some hundred megabytes, most of it holes ----
 
-local large = { hidden = 1536, ffn = 4608, layers = 4, heads = 12, kv_heads = 4, head_dim = 128, vocab = 24000, context = 64, norm_eps = 1e-5,
+local large = { hidden = 1024, ffn = 3072, layers = 6, heads = 8, kv_heads = 2, head_dim = 128, vocab = 24000, context = 64, norm_eps = 1e-5,
   rope = { theta = 10000 }, tied = false }
 
 -- A folder of the shape in bf16 whose file is sparse: norms are 1, layer 1 and the first rows of the embedding and the head hold numbers.
@@ -207,7 +207,7 @@ local function sparse(shape)
   out:write(text)
   for i, one in ipairs(full) do
     local name, from, size = unpack(one)
-    local rows = #size == 1 and 1 or (name:find "layers%.1%." and size[1]) or (name:find "layers" and 0) or 512
+    local rows = #size == 1 and 1 or (name:find "layers%.1%." and size[1]) or (name:find "layers" and 0) or 64
     if rows > 0 then
       local x = #size == 1 and tensor.full(size, 1) or tensor.normal({ rows, size[2] }, { std = 0.02, seed = 5, stream = i })
       out:seek("set", 8 + #text + from)
@@ -222,27 +222,26 @@ end
 
 t.test("a large model is pruned to disk and checked in memory that does not grow with it", function()
   local dir, bytes = sparse(large)
-  local kept = { hidden = some(1536, 1024, 5), ffn = {} }
-  for l = 1, large.layers do kept.ffn[l] = some(4608, 3072, 7) end
-  local before = C.esp_clock()
+  local kept = { hidden = some(1024, 768, 5), ffn = {} }
+  for l = 1, large.layers do kept.ffn[l] = some(3072, 2048, 7) end
+  local before = os.clock()
   local model = esp.load(dir)
-  local opening = C.esp_clock() - before
-  t.ok(opening < 0.1, string.format("opened in %.3f s", opening))
+  t.ok(os.clock() - before < 0.1, string.format("opened in %.3f s of processor time", os.clock() - before))
   collectgarbage()
   C.esp_memory_trim()
   -- Sixteen MiB of staging, one block of the cut model in bf16, and what each thread widens of it.
-  local budget = (64 + 4 * C.esp_threads()) * 2 ^ 20
-  t.ok(bytes > 2 * budget, "the model is larger")
+  local budget = (56 + 4 * C.esp_threads()) * 2 ^ 20
+  t.ok(bytes > 2.4e8 and bytes > 2 * budget, "the model is larger")
   C.esp_memory_budget(C.esp_memory_live() + budget)
   local ok, message = pcall(function()
-    local student = esp.prune(model, nil, { hidden = 1024, ffn = 3072, keep = kept, quiet = true })
+    local student = esp.prune(model, nil, { hidden = 768, ffn = 2048, keep = kept, quiet = true })
     student:save(dir .. "/cut", { quiet = true, shard = "60MB" })
     t.equal(read_yet(student), 0, "nothing of it stays")
   end)
   C.esp_memory_budget(0)
   t.ok(ok, message)
   local out = esp.load(dir .. "/cut")
-  t.equal(out.shape.hidden, 1024)
+  t.equal(out.shape.hidden, 768)
   local name = "model.layers.1.mlp.down_proj.weight"
   local want = esp.load(dir):parameters()[name]:index_select(0, kept.hidden):index_select(1, kept.ffn[2])
   t.equal((out:parameters()[name]:to "f32" - want:to "f32"):abs():sum():item(), 0, "the very numbers that were kept")
