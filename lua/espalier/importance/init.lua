@@ -193,7 +193,6 @@ local function walk(job, source, stop)
     at = at + n
     stats.facts.data = { { digest = digest, rows = at } }
     stopped = stop()
-    if stopped then C.esp_interrupt_clear() end
     local late = watch:step(step)
     if C.esp_clock() - start > 2 then
       bar:update(at, quantity.show_count((stats:total "tokens" - before) / (C.esp_clock() - start)) .. " tok/s")
@@ -208,17 +207,10 @@ local function walk(job, source, stop)
   return stopped and at < source.rows
 end
 
--- Is a recipe running, rather than somebody at the prompt?
-local function in_recipe()
-  local args = rawget(_G, "arg")
-  return args and tostring(args[0]):match "%.lua$" ~= nil
-end
-
 local function tell_stop(job, source)
   local text = string.format("measure: stopped after %d of %d rows", job.stats:total "rows", source.rows)
   if job.opt.out then fail("%s; they are kept in %s, and the same call goes on", text, job.opt.out) end
-  if in_recipe() then fail("%s (interrupted; with out = \"FILE\" they would be kept)", text) end
-  print(text .. "; these statistics hold what was done")
+  gently.stopped(text, "with out = \"FILE\" they would be kept")
 end
 
 --- One pass over calibration data: esp.importance.measure(model, data [, opt]) -> statistics, from which stats:score, rank, show and esp.prune

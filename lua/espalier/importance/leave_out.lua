@@ -138,6 +138,7 @@ function M.leave_out(model, data, opt)
   table.sort(result.drop)
   result.stopped = not ok
   if not ok and (problem ~= depth.stopped or #result.drop == 0) then error(tostring(problem), 0) end
+  if not ok then gently.stopped(string.format("leave_out: stopped after %d of %d layers", #result.drop, opt.remove), tostring(result)) end
   return result
 end
 

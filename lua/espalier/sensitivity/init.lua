@@ -88,6 +88,9 @@ local function walk(out, list, model, stats, train, held_out, opt)
   end)
   bar:stop()
   if not ok then error(problem, 0) end
+  if out.stopped and #out.left_out > 0 then
+    gently.stopped(string.format("sensitivity: stopped after %d of %d cuts", #out.rows - 1, #list), tostring(out))
+  end
 end
 
 --- Cuts each axis to one parameter count and scores what is left: esp.sensitivity(model, stats, data [, opt]) -> table to print, or to read by

@@ -49,7 +49,9 @@ function M.of(self)
   end
   if any then lines[#lines + 1] = "measured: the change of NLL; first, second: what Taylor's expansion predicted from the calibration data" end
   if unequal then lines[#lines + 1] = "* this axis alone cannot reach that count; the row is no fair comparison" end
-  if #self.left_out > 0 then lines[#lines + 1] = "not scored, the time was up: " .. table.concat(self.left_out, "; ") end
+  if #self.left_out > 0 then
+    lines[#lines + 1] = "not scored, " .. (self.stopped and "stopped" or "the time was up") .. ": " .. table.concat(self.left_out, "; ")
+  end
   lines[#lines + 1] = "intervals: 95 % over documents; bars: how much the loss grows"
   return table.concat(lines, "\n")
 end
