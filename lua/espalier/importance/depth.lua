@@ -87,14 +87,16 @@ function M.without(model, skip)
   return view
 end
 
---- What the task says with each candidate left out; it must give a number, higher is better.
-function M.task(model, list, task, out)
+--- What the task says with each candidate left out; it must give a number, higher is better. after(i), or nil: called when candidate i is done; where
+-- it answers yes M.stopped is raised.
+function M.task(model, list, task, out, after)
   local scores = {}
   for i, candidate in ipairs(list) do
     scores[i] = tape.no_grad(tape.scope, task, M.without(model, M.skip(out, candidate)))
     if type(scores[i]) ~= "number" or scores[i] ~= scores[i] then
       fail("task: it gave %s with layer %d left out, want a number", tostring(scores[i]), candidate.first)
     end
+    if after and after(i) then error(M.stopped, 0) end
   end
   return scores
 end

@@ -159,14 +159,24 @@ local function go_on(job, source)
   return at, digest
 end
 
+-- What the user's task says with each candidate left out, by scan.
+local function run_task(job)
+  local total, start = 0, core.C.esp_clock()
+  for _, scan in ipairs(job.depth.scans) do total = total + #scan.candidates end
+  local done, bar = 0, progress.new { label = "task", total = total, quiet = job.opt.quiet }
+  for _, scan in ipairs(job.depth.scans) do
+    local scores = depth.task(job.model, scan.candidates, job.depth.task, nil, function()
+      done = done + 1
+      if core.C.esp_clock() - start > 2 then bar:update(done, "layers left out") end
+    end)
+    job.stats.left_out[scan.key .. ".task"] = tape.outside_scopes(tensor.of, scores, { dtype = "f64" })
+  end
+end
+
 local function finish(job)
   local stats = job.stats
   if job.opt.grads and not job.resumed then weights.taylor(stats, job.model) end
-  if job.depth and job.depth.task then
-    for _, scan in ipairs(job.depth.scans) do
-      stats.left_out[scan.key .. ".task"] = tape.outside_scopes(tensor.of, depth.task(job.model, scan.candidates, job.depth.task), { dtype = "f64" })
-    end
-  end
+  if job.depth and job.depth.task then run_task(job) end
   if job.opt.out then stats:save(job.opt.out) end
 end
 

@@ -41,9 +41,11 @@ end
 -- One scan over all data: the measure of each candidate.
 local function scan(model, data, opt, list, out, bar, stop)
   if opt.metric == "task" then
-    local scores = depth.task(model, list, opt.task, out)
+    local scores = depth.task(model, list, opt.task, out, function()
+      bar(1)
+      return stop()
+    end)
     for i, s in ipairs(scores) do scores[i] = -s end
-    bar(#list)
     return scores
   end
   local sums = tensor.zeros({ 2, #list, depth.columns }, "f64")
