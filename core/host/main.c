@@ -35,7 +35,7 @@ static void stop_hook(lua_State *L, lua_Debug *where)
 static void on_profile(void *data, lua_State *L, int samples, int vmstate)
 {
     (void)data, (void)samples, (void)vmstate;
-    if (esp_interrupted()) lua_sethook(L, stop_hook, LUA_MASKCALL | LUA_MASKRET | LUA_MASKCOUNT, 1);
+    if (watching && esp_interrupted()) lua_sethook(L, stop_hook, LUA_MASKCALL | LUA_MASKRET | LUA_MASKCOUNT, 1);
 }
 
 static void on_interrupt(int number)
@@ -68,6 +68,15 @@ static int watch(lua_State *L)
         luaJIT_profile_stop(L);
         lua_sethook(L, NULL, 0, 0);
     }
+    return 0;
+}
+
+/* stopped(): a call of the core saw the interrupt first and is about to raise it. One Ctrl-C is one error: a second one, from the hook, would
+ * strike whoever cleans up after the first. */
+static int stopped(lua_State *L)
+{
+    watching = 0;
+    lua_sethook(L, NULL, 0, 0);
     return 0;
 }
 
@@ -192,7 +201,7 @@ int main(int argc, char **argv)
         return 1;
     }
     luaL_openlibs(state);
-    static const luaL_Reg functions[] = {{"watch", watch}, {"gentle", set_gentle}, {"stop_asked", stop_asked}, {"readline", read_line},
+    static const luaL_Reg functions[] = {{"watch", watch}, {"gentle", set_gentle}, {"stop_asked", stop_asked}, {"stopped", stopped}, {"readline", read_line},
                                         
                                          {"history", history}, {"completer", set_completer}, {NULL, NULL}};
     lua_newtable(state);

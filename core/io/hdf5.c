@@ -438,8 +438,14 @@ static int long_set_of(long_set **out, esp_h5 *f, const char *name, hid_t create
     hsize_t count = 0;
     int ndim = H5Sget_simple_extent_ndims(space), integers = H5Tget_class(type) == H5T_INTEGER;
     if (ndim == 1) H5Sget_simple_extent_dims(space, &count, NULL);
+    /* A hostile header may claim any length; deflate, the densest of filters, packs a thousand bytes into one. */
+    int fits = create || count == 0 || count / 1100 * H5Tget_size(type) <= H5Dget_storage_size(set);
     H5Tclose(type);
     H5Sclose(space);
+    if (!fits) {
+        H5Dclose(set);
+        return esp_fail(ESP_EFORMAT, "%s: %s claims %lld numbers, more than its bytes in the file can hold", f->path, name, (long long)count);
+    }
     if (ndim != 1 || !integers || count > (hsize_t)1 << 52) {
         H5Dclose(set);
         return esp_fail(ESP_EFORMAT, "%s: %s has %d dimensions%s, want one list of integers", f->path, name, ndim, integers ? "" : " of no integers");

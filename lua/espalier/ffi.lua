@@ -30,9 +30,17 @@ local C = open_library()
 ffi.cdef(ffi.string(C.esp_header()))
 M.C = C
 
+local host = package.loaded["espalier.host"]
+
+-- Raises the core's sentence for a status that is not 0.
+local function refuse(status)
+  if status == C.ESP_ESTOP and host then host.stopped() end
+  fail("%s", ffi.string(C.esp_error()))
+end
+
 --- Raises the core's sentence where status is not 0.
 function M.try(status)
-  if status ~= 0 then fail("%s", ffi.string(C.esp_error())) end
+  if status ~= 0 then refuse(status) end
 end
 
 --- Raises what esp_error says, for functions that return NULL.
@@ -60,9 +68,10 @@ M.op_names = {}
 M.ops = {}
 
 local function operation(name)
-  local f, text = C["esp_" .. name], C.esp_error
+  local f = C["esp_" .. name]
   return function(...)
-    if f(...) ~= 0 then fail("%s", ffi.string(text())) end
+    local status = f(...)
+    if status ~= 0 then refuse(status) end
   end
 end
 

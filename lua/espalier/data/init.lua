@@ -3,7 +3,8 @@
 local tensor = require "espalier.tensor"
 local core = require "espalier.ffi"
 local source = require "espalier.data.source"
-local corpora = require "espalier.data.corpus"
+local memory = require "espalier.data.memory"
+local disk = require "espalier.data.disk"
 local documents = require "espalier.data.documents"
 local growing = require "espalier.data.growing"
 local blend = require "espalier.data.blend"
@@ -25,12 +26,12 @@ end
 local function open_one(path, opt)
   local corpus
   if type(path) == "string" then
-    corpus = (path:match "%.h5$" or path:match "%.hdf5$") and corpora.hdf5(path) or corpora.megatron(path)
+    corpus = (path:match "%.h5$" or path:match "%.hdf5$") and disk.hdf5(path) or disk.megatron(path)
     if corpus then refuse_text_options(path, opt) end
   elseif type(path) ~= "table" then
     fail("esp.data.open: the first argument is %s, want a path, a list of texts, or { path = weight }", type(path))
   end
-  corpus = corpus or corpora.of_text(source.open(path, opt))
+  corpus = corpus or memory.of_text(source.open(path, opt))
   if opt.tokenizer then corpus:bind(opt.tokenizer) end
   return documents.new(corpus, nil, opt):bind(opt.tokenizer)
 end
@@ -52,7 +53,8 @@ local function open_blend(paths, given)
 end
 
 --- esp.data.open(path [, opt]) -> data. path: a text file, a folder of .txt and .jsonl, a .jsonl, a token file (.h5), a Megatron pair (.bin, .idx or
--- their prefix), a list of texts, or a blend { ["wiki.h5"] = 0.3, ["code.jsonl"] = { weight = 0.2, field = "content" } }.
+-- their prefix), a list of texts, or a blend { ["wiki.h5"] = 0.3, ["code.jsonl"] = { weight = 0.2, field = "content" } },
+-- which goes through each source epoch by epoch, in these proportions over every prefix; data.sources["wiki.h5"] is one of them.
 -- Rows: opt.seq tokens each (the smaller of 1,024 and the model's context); opt.pack = "cut" (documents one after another, cut every seq tokens),
 -- "whole" (whole documents as they fit, then padding; what SFT data does unless told), "none" (a document a row); opt.min_tokens: leave shorter
 -- documents out. A token never attends to, and is never predicted from, another document.
@@ -73,7 +75,7 @@ M.tokenize = require("espalier.data.tokenize").tokenize
 --- Data of rows that are ids already: an i32 tensor [rows, tokens] or a table of rows; each is a document of its own.
 function M.of(rows)
   if tensor.is(rows) then rows = rows:table() end
-  local corpus = corpora.of_rows(rows)
+  local corpus = memory.of_rows(rows)
   corpus.longest_row = 1
   for _, row in ipairs(rows) do corpus.longest_row = math.max(corpus.longest_row, #row) end
   return documents.new(corpus, nil, { pack = "none", min_tokens = 1 }):bind(nil)

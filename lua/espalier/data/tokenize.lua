@@ -10,7 +10,7 @@ local file = require "espalier.io.file"
 local hdf5 = require "espalier.io.hdf5"
 local json = require "espalier.io.json"
 local source = require "espalier.data.source"
-local corpora = require "espalier.data.corpus"
+local disk = require "espalier.data.disk"
 local options = require "espalier.options"
 local progress = require "espalier.progress"
 local quantity = require "espalier.quantity"
@@ -62,7 +62,7 @@ local function write_text(sink, from, tok, bar)
   from:each(tok, function(e, at)
     sink:append(tonumber(e.documents), tonumber(e.tokens), e.ids, e.lengths, e.hashes, from.masked and e.counted or nil)
     local speed = at / 1e6 / (core.C.esp_clock() - start)
-    bar:update(math.floor(at / 1e6), string.format("MB  %s tokens  %.1f MB/s", quantity.show_count(sink.tokens), speed))
+    bar:update(math.ceil(at / 1e3), string.format("kB  %s tokens  %.1f MB/s", quantity.show_count(sink.tokens), speed))
   end)
 end
 
@@ -85,7 +85,7 @@ local function write_megatron(sink, c, tok, bar)
       hashes[i] = core.C.esp_hash64(ids + (offsets[from + i] - offsets[from]), 4 * lengths[i])
     end
     sink:append(n, tokens, ids, lengths, hashes)
-    bar:update(math.floor(4 * offsets[d] / 1e6), string.format("MB  %s tokens", quantity.show_count(sink.tokens)))
+    bar:update(math.ceil(4 * sink.tokens / 1e3), string.format("kB  %s tokens", quantity.show_count(sink.tokens)))
   end
 end
 
@@ -95,7 +95,7 @@ local function inputs_of(o)
   for _, path in ipairs(paths) do
     if type(path) ~= "string" then fail("tokenize: the input is %s, want a path", type(path)) end
     if path:match "%.h5$" or path:match "%.hdf5$" then fail("tokenize: %s is HDF5; its tokens are there already", path) end
-    local pair = corpora.megatron(path)
+    local pair = disk.megatron(path)
     if pair then pairs_found[#pairs_found + 1] = pair else texts[#texts + 1] = path end
   end
   if #pairs_found > 0 and #texts > 0 then fail("tokenize: Megatron pairs and text go into files of their own; blend them when they are opened") end
@@ -127,7 +127,7 @@ end
 local function write(sink, from, tok, o)
   local bytes = from.text and from.text.bytes or 0
   for _, c in ipairs(from.pairs or {}) do bytes = bytes + 4 * c:offsets()[c.documents] end
-  local bar = progress.new { label = "tokenize", total = math.floor(bytes / 1e6), quiet = o.quiet }
+  local bar = progress.new { label = "tokenize", total = math.ceil(bytes / 1e3), quiet = o.quiet }
   if from.text then write_text(sink, from.text, tok, bar) end
   for _, c in ipairs(from.pairs or {}) do write_megatron(sink, c, tok, bar) end
   if sink.tokens == 0 then fail("tokenize: no documents in it") end
@@ -159,13 +159,18 @@ function M.tokenize(opt)
   if not (o.out:match "%.h5$" or o.out:match "%.hdf5$") then fail("tokenize: out = '%s', want a name that ends in .h5", o.out) end
   local start = core.C.esp_clock()
   sweep_up(o.out)
-  local sink = sink_of(o.out, stored_as(tok, from))
-  local ok, problem = pcall(write, sink, from, tok, o)
+  local sink
+  local ok, problem = pcall(function()
+    sink = sink_of(o.out, stored_as(tok, from))
+    write(sink, from, tok, o)
+    sink.f:publish()
+  end)
   if not ok then
-    sink.f:abandon()
+    if sink then sink.f:abandon() end
+    -- An interrupt may strike between the making of a file and the hand that holds it: what bears our name goes.
+    file.remove(o.out .. ".part-" .. core.C.esp_process_id())
     error(problem, 0)
   end
-  sink.f:publish()
   return { out = o.out, documents = sink.documents, tokens = sink.tokens, seconds = core.C.esp_clock() - start, stored = sink.stored }
 end
 
