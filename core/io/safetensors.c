@@ -42,7 +42,8 @@ enum { DTYPES = sizeof dtypes / sizeof *dtypes };
 
 static entry *entries_of(const esp_safetensors *s) { return s->entries.data; }
 static const char *text_of(const esp_safetensors *s, int64_t at) { return (const char *)s->texts.data + at; }
-static const int64_t *dims_of(const esp_safetensors *s, const entry *t) { return (const int64_t *)s->dims.data + t->dims; }
+/* Where every tensor is a scalar there are no dimensions at all, and nothing to point into. */
+static const int64_t *dims_of(const esp_safetensors *s, const entry *t) { return s->dims.data ? (const int64_t *)s->dims.data + t->dims : NULL; }
 
 /* ---- reading the header: a tensor's description is checked as soon as it ends, and nothing else of the text is kept ---- */
 

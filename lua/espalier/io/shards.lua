@@ -35,7 +35,8 @@ local function check_unnamed(dir, index, opened)
 end
 
 local function by_index(dir, index)
-  local map = json.read(index).weight_map
+  local whole = json.read(index)
+  local map = type(whole) == "table" and whole.weight_map
   if type(map) ~= "table" then fail("%s: field 'weight_map' is missing", index) end
   local where, opened, count = {}, {}, {}
   for name, part in pairs(map) do
