@@ -106,15 +106,12 @@ local function dispatch(args)
     near and "; did you mean '" .. near .. "'?" or "; see espalier --help")
 end
 
---- Exit code of a program that ran to its end: 1 where something failed on the way (a cell of a sweep) that stopped nothing else.
-M.status = 0
-
 --- Runs the program; returns its exit code.
 function M.main(...)
   local args = { ... }
   if #args == 0 then return require("espalier.cli.repl").run() end
   local ok, message = guarded(dispatch, args)
-  if ok then return M.status end
+  if ok then return require("espalier.fail").status end
   io.stdout:flush()
   io.stderr:write("espalier: ", tostring(message), "\n")
   return tostring(message):find "interrupted" and 130 or 1
