@@ -56,10 +56,11 @@ function M.gguf(dir)
   local x = esp.tensor.of { { 1, 2 }, { 3, 4 } }
   esp.io.gguf.write(path, { { "general.architecture", "string", "llama" }, { "general.alignment", "u32", 32 }, { "a", "[i32]", { 1, -1 } },
     { "b", "[string]", { "x", "" } }, { "c", "bool", true }, { "d", "f64", 0.5 } },
-    { { name = "x", shape = { 2, 2 }, type = "f32", make = function() return x end },
-      { name = "y", shape = { 2, 32 }, type = "q8_0", make = function() return esp.tensor.normal({ 2, 32 }, { seed = 1 }) end } })
+    { { name = "x", shape = { 2, 2 }, type = "f32", give = function(use) use(x) end },
+      { name = "y", shape = { 2, 32 }, type = "q8_0", give = function(use) use(esp.tensor.normal({ 2, 32 }, { seed = 1 })) end } })
   local good = file.read(path)
-  local list = { good, good:sub(1, 24), good:sub(1, -40), "GGUF" .. u32(3) .. u64(0) .. u64(0) }
+  esp.models.new(shape, { seed = 1 }):save(dir .. "/model.gguf", { quiet = true })
+  local list = { file.read(dir .. "/model.gguf"), good, good:sub(1, 24), good:sub(1, -40), "GGUF" .. u32(3) .. u64(0) .. u64(0) }
   for _, n in ipairs { 4, 8, 16 } do list[#list + 1] = good:sub(1, n) .. string.rep("\255", 8) .. good:sub(n + 9) end
   return list
 end

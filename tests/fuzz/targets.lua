@@ -17,6 +17,7 @@ targets.gguf = { file = "model.gguf", open = function(path)
   local f = esp.io.gguf.open(path)
   for _, name in ipairs(f.names) do f:describe(name) end
   for _, name in ipairs(f.names) do f:tensor(name) end
+  esp.load(path)
 end }
 
 targets.json = { file = "value.json", open = function(path)

@@ -10,10 +10,13 @@ local rows = {
   { "tape", "grad", "ops", "profile" },
   { "models.shape", "nn", "loss", "optim", "schedule", "tokenizer", "data", "eval.tokens" },
   { "models", "lineage.store", "eval", "importance", "run" },
-  { "prune", "plan", "distill", "lineage", "report", "sweep.summary" },
+  { "export", "prune", "plan", "distill", "lineage", "report", "sweep.summary" },
   { "sensitivity", "search", "sweep" },
   { "cli" },
 }
+
+-- A model's method hands over to what stands above it.
+local allowed = { ["models.model requires export"] = true }
 
 local row_of = {}
 for i, row in ipairs(rows) do for _, name in ipairs(row) do row_of[name] = i end end
@@ -40,7 +43,8 @@ t.test("the Lua side: each file requires what stands below it", function()
     if module == "init" then return end
     for needed in text:gmatch "require%s*%(?%s*[\"']espalier%.([%w_.]+)[\"']" do
       seen = seen + 1
-      if row(needed:gsub("%.$", ""), path) > row(module, path) then wrong[#wrong + 1] = module .. " requires " .. needed end
+      local what = module .. " requires " .. needed
+      if row(needed:gsub("%.$", ""), path) > row(module, path) and not allowed[what] then wrong[#wrong + 1] = what end
     end
     if module ~= "ffi" and text:find "require%s*%(?%s*[\"']ffi[\"']" then wrong[#wrong + 1] = module .. " requires ffi" end
   end)

@@ -60,7 +60,7 @@ function verbs.check(args)
   if not args[2] then require "espalier.fail"("check: name a model's folder or a GGUF file") end
   local report = require("espalier.export.check").check(args[2])
   print(report)
-  if not report.ok then M.status = 1 end
+  if not report.ok then require("espalier.fail").status = 1 end
 end
 
 function verbs.version()
