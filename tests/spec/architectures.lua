@@ -105,6 +105,7 @@ t.test("what an architecture says by leaving a field out is what transformers sa
   t.fails("layer_types has 2 entries, want one for each of 3 layers", of, "gemma2", { layer_types = { "full_attention", "full_attention" } })
   t.equal(of("gemma2", { sliding_window = 8, sliding_window_size = 8 }).window, { 8, 0, 8 })
   t.fails("sliding_window_size is 4, want 8", of, "gemma2", { sliding_window = 8, sliding_window_size = 4 })
+  t.fails("sliding_window_size is 8, want no such field", of, "gemma2", { sliding_window = json.null, sliding_window_size = 8 })
   t.fails("interpolate_factor is 2, want 1", of, "phi3", { full_attn_mod = 1, interpolate_factor = 2 })
   t.fails("rope type 'linear', want default or longrope", of, "phi3", { rope_scaling = { type = "linear", factor = 2 } })
   t.fails("use_bidirectional_attention is true, want false", of, "gemma", { use_bidirectional_attention = true })
@@ -228,6 +229,20 @@ for _, name in ipairs(names) do
       t.equal(largest(again:logits(gold.input_ids), logits), 0)
       t.ok(largest(logits, gold.logits) > 1e-3, "cut " .. i .. " changes the function")
     end
+  end)
+
+  t.test("a cut of golden " .. name .. " learns from it", function()
+    local model = open()
+    local rows = {}
+    for r = 1, 8 do
+      rows[r] = {}
+      for i = 1, 16 do rows[r][i] = (r * 31 + i * i * 7) % 157 + 3 end
+    end
+    local stats = esp.importance.measure(model, rows, { quiet = true })
+    local student = esp.prune(model, stats, { hidden = 48, ffn = 80, drop = { 1 }, quiet = true })
+    local run = esp.distill { teacher = model, student = student, data = esp.data.of(rows), batch = 8, steps = 8, quiet = true,
+      schedule = esp.schedule.cosine { peak = 3e-3, min = 1e-3, warmup = 1 } }
+    t.ok(run.steps[8].loss < 0.8 * run.steps[1].loss, "the loss went from " .. run.steps[1].loss .. " to " .. run.steps[8].loss)
   end)
 
   t.test("golden " .. name .. " goes on from a cache as it goes in one pass", function()

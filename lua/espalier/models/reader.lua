@@ -61,7 +61,7 @@ function Reader:only(name, values)
     if v == one then return v end
     words[i] = tostring(one)
   end
-  fail("%s: %s is %s, want %s", self.where, name, say(v), table.concat(words, " or "))
+  fail("%s: %s is %s, want %s", self.where, name, say(v), #words > 0 and table.concat(words, " or ") or "no such field")
 end
 
 --- A list with one entry a layer, each of the kind; nil where missing.

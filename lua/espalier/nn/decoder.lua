@@ -31,6 +31,7 @@ local function new(shape, opt)
     scale = shape.embedding_scale == "root" and math.sqrt(shape.hidden) or 1, seed = opt.seed, std = opt.std, stream = 0 }
   for l = 0, shape.layers - 1 do
     local own = { weights = layer_weights(given, l), seed = opt.seed, std = opt.std, stream = 16 * (l + 1) }
+    -- Sizes and options of the shape, as this layer has them.
     for name in pairs(shape) do own[name] = shapes.at(shape, name, l) end
     own.biases = shape.biases
     stack.layers[l + 1] = blocks.Block(own)
