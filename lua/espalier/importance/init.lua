@@ -8,8 +8,9 @@ local batches = require "espalier.importance.batches"
 local collect = require "espalier.importance.collect"
 local gradients = require "espalier.importance.gradients"
 local weights = require "espalier.importance.weights"
+local weight_products = require "espalier.importance.weight_products"
 local depth = require "espalier.importance.depth"
-local score = require "espalier.importance.score"
+local asked = require "espalier.importance.asked"
 local gently = require "espalier.importance.gently"
 local shapes = require "espalier.models.shape"
 local hash_of = require "espalier.models.hash"
@@ -25,57 +26,6 @@ local M = { load = statistics.load }
 --- Which layers can go, by running the model without them; see leave_out.lua.
 function M.leave_out(model, data, opt)
   return require("espalier.importance.leave_out").leave_out(model, data, opt)
-end
-
--- ---- what is asked ----
-
--- opt.depth as { blocks, parts, task } or nil.
-local function depth_of(given, layers)
-  if not given then return nil end
-  local d = given == true and {} or given
-  if type(d) ~= "table" then fail("measure: depth is %s, want true, a list of block sizes or { blocks =, parts =, task = }", tostring(given)) end
-  if #d > 0 then d = { blocks = d } end
-  d = options.check("measure: depth", d, { blocks = { "list", default = { 1 } }, parts = { "list", default = { "layer" } }, task = { "func" } })
-  for _, n in ipairs(d.blocks) do
-    if type(n) ~= "number" or n < 1 or n >= layers then fail("measure: depth: a block of %s layers of %d", tostring(n), layers) end
-  end
-  local list = {}
-  for _, part in ipairs(d.parts) do
-    if part ~= "layer" and part ~= "attention" and part ~= "mlp" then
-      fail("measure: depth: part '%s', want layer, attention or mlp", tostring(part))
-    end
-    for _, n in ipairs(part == "layer" and d.blocks or { 1 }) do
-      list[#list + 1] = { key = part .. "." .. n, candidates = depth.candidates(layers, part, n) }
-    end
-  end
-  return { scans = list, task = d.task }
-end
-
-local sites_of = { ffn = { "ffn" }, heads = { "attention" }, kv_heads = { "attention" }, attention = { "attention" }, hidden = { "norm1", "norm2" } }
-
--- The reductions that metrics declare: { name, sites, of, merge } each.
-local function reductions_of(metrics, facts)
-  local list = {}
-  for _, given in ipairs(metrics or {}) do
-    local metric = score.metric(given)
-    if not metric.collect then
-      fail("measure: metric '%s' declares no statistic (collect = { name = { of = function(x) .. end } }), so it needs no measuring",
-        type(given) == "string" and given or "of the recipe")
-    end
-    for name, r in pairs(metric.collect) do
-      if type(r) == "function" then r = { of = r } end
-      local merge = r.merge or "sum"
-      if type(r.of) ~= "function" or (merge ~= "sum" and merge ~= "max") then
-        fail("measure: statistic '%s' wants of = function(x) and merge = \"sum\" or \"max\"", tostring(name))
-      end
-      local sites = {}
-      for _, axis in ipairs(metric.axes or { "ffn" }) do for _, site in ipairs(sites_of[axis] or {}) do sites[site] = true end end
-      list[#list + 1] = { name = name, sites = sites, of = r.of, merge = merge }
-      facts.reductions[name] = merge
-    end
-  end
-  table.sort(list, function(a, b) return a.name < b.name end)
-  return list
 end
 
 -- The weights, what one batch keeps at its widest (all of it where gradients are recorded), the stream into every layer, two chunks of logits.
@@ -175,7 +125,7 @@ end
 
 local function finish(job)
   local stats = job.stats
-  if job.opt.grads and not job.resumed then weights.taylor(stats, job.model) end
+  if job.opt.grads and not job.resumed then weight_products.collect(stats, job.model) end
   if job.depth and job.depth.task then run_task(job) end
   if job.opt.out then stats:save(job.opt.out) end
 end
@@ -241,14 +191,14 @@ function M.measure(model, data, opt)
   data = batches.bind(model, data)
   local source = batches.of(data, opt.batch)
   refuse_if_too_big(model, source, opt)
-  local job = { model = model, opt = opt, depth = depth_of(opt.depth, model.shape.layers) }
+  local job = { model = model, opt = opt, depth = asked.depth(opt.depth, model.shape.layers) }
   local facts = { model = hash_of(model), source = model.source, reductions = {}, grads = opt.grads or nil,
     tokenizer = type(data) == "table" and data.tokenizer and data.tokenizer:hash() or nil }
-  job.reductions = reductions_of(opt.metrics, facts)
-  local asked = { opt.grads and "grads" or "no grads" }
-  for _, scan in ipairs(job.depth and job.depth.scans or {}) do asked[#asked + 1] = scan.key end
-  for _, r in ipairs(job.reductions) do asked[#asked + 1] = r.name end
-  facts.asked = table.concat(asked, " ")
+  job.reductions = asked.reductions(opt.metrics, facts)
+  local words = { opt.grads and "grads" or "no grads" }
+  for _, scan in ipairs(job.depth and job.depth.scans or {}) do words[#words + 1] = scan.key end
+  for _, r in ipairs(job.reductions) do words[#words + 1] = r.name end
+  facts.asked = table.concat(words, " ")
   job.stats = statistics.new(model.shape, facts)
   job.stats.model = model
   weights.collect(job.stats, model)

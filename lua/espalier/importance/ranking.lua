@@ -3,13 +3,13 @@
 local tensor = require "espalier.tensor"
 local tape = require "espalier.tape"
 local ops = require "espalier.ops"
-local core = require "espalier.ffi"
+local choose = require "espalier.importance.choose"
 local score = require "espalier.importance.score"
 local shapes = require "espalier.models.shape"
 local options = require "espalier.options"
 local fail = require "espalier.fail"
 
-local M = {}
+local M = { best = choose.best, order = choose.order }
 local Ranking = {}
 Ranking.__index = Ranking
 
@@ -64,8 +64,6 @@ local function at(size, l)
   return size
 end
 
--- ---- choosing ----
-
 local function refuse_nan(x, axis, l)
   local p = x:data()
   for i = 0, x.shape[1] - 1 do
@@ -84,106 +82,6 @@ local function ask(self, axis, l, model)
   return refuse_nan(score.score(self.stats, opt), axis, l)
 end
 
--- A list of the indices whose mark is set, ascending, from 0.
-local function marked(mark, n)
-  local kept, count = {}, 0
-  for i = 0, n - 1 do
-    if mark[i] ~= 0 then
-      count = count + 1
-      kept[count] = i
-    end
-  end
-  return kept
-end
-
--- i32 pointer to the indices of scores (a tensor or a list) from the highest on, ties by the index; the tensor that holds them; how many.
-local function ordered(scores)
-  local x = tensor.is(scores) and scores or tensor.of(scores)
-  local index = ops.argsort(x, { descending = true })
-  return index:data(), index, x.shape[1]
-end
-
---- Indices of scores (a tensor or a list), from 0, from the highest score; ties by the index.
-function M.order(scores)
-  return tape.no_grad(tape.scope, function()
-    local _, index = ordered(scores)
-    return index:table()
-  end)
-end
-
---- The n best of scores: indices from 0, ascending.
-function M.best(scores, n)
-  return tape.no_grad(tape.scope, function()
-    local p, _, count = ordered(scores)
-    local mark = core.new("uint8_t[?]", count)
-    for i = 0, n - 1 do mark[p[i]] = 1 end
-    return marked(mark, count)
-  end)
-end
-
-local function standardise(x)
-  local p, n, sum, square = x:data(), x.shape[1], 0, 0
-  for i = 0, n - 1 do sum, square = sum + p[i], square + p[i] * p[i] end
-  local mean = sum / n
-  local deviation = math.sqrt(math.max(0, square / n - mean * mean))
-  return ops.affine(x, deviation > 0 and 1 / deviation or 1, deviation > 0 and -mean / deviation or -mean)
-end
-
--- The best `total` of all layers' units, at least one of each layer: { [l] = kept }. units: { [l] = scores }.
-local function best_of_all(units, total)
-  local layers, count, first = {}, 0, {}
-  for l in pairs(units) do layers[#layers + 1] = l end
-  table.sort(layers)
-  for _, l in ipairs(layers) do
-    first[l] = count
-    count = count + units[l].shape[1]
-  end
-  local all, mark = tensor.new { count }, core.new("uint8_t[?]", count)
-  local p = all:data()
-  for _, l in ipairs(layers) do
-    local x, n, best = units[l]:data(), units[l].shape[1], 0
-    for i = 0, n - 1 do
-      p[first[l] + i] = x[i]
-      if x[i] > x[best] then best = i end
-    end
-    -- The best of a layer stays whatever the others have.
-    p[first[l] + best] = math.huge
-  end
-  local order, kept = ops.argsort(all, { descending = true }):data(), {}
-  for i = 0, math.min(total, count) - 1 do mark[order[i]] = 1 end
-  for _, l in ipairs(layers) do kept[l] = marked(mark + first[l], units[l].shape[1]) end
-  return kept
-end
-
-local function descending(x)
-  local order, y = ops.argsort(x, { descending = true }):data(), tensor.new(x.shape)
-  local p, q = x:data(), y:data()
-  for i = 0, x.shape[1] - 1 do q[i] = p[order[i]] end
-  return y
-end
-
--- Units of layers by the rule of `within`: units[l] = scores; keep(l): how many stay in layer l where each layer keeps its own.
-local function spread(opt, units, keep)
-  local kept = {}
-  if opt.within == "layer" then
-    for l, x in pairs(units) do kept[l] = M.best(x, keep(l)) end
-    return kept
-  end
-  for l, x in pairs(units) do if opt.normalise == "standard" then units[l] = standardise(x) end end
-  if opt.within == "shared" then
-    local sum
-    for l, x in pairs(units) do
-      if sum and sum.shape[1] ~= x.shape[1] then fail("stats:rank: within = \"shared\" wants layers of one size; layer %d has %d", l, x.shape[1]) end
-      sum = sum and sum + x or x
-    end
-    for l in pairs(units) do kept[l] = M.best(sum, keep(l)) end
-    return kept
-  end
-  local total = 0
-  for l in pairs(units) do total = total + keep(l) end
-  return best_of_all(units, total)
-end
-
 -- ---- heads ----
 
 local function part(x, from, n)
@@ -194,7 +92,7 @@ end
 local function heads_in(scores, each, kept_groups, n)
   local kept = {}
   for _, g in ipairs(kept_groups) do
-    for _, h in ipairs(M.best(part(scores, g * each, each), n)) do kept[#kept + 1] = g * each + h end
+    for _, h in ipairs(choose.best(part(scores, g * each, each), n)) do kept[#kept + 1] = g * each + h end
   end
   return kept
 end
@@ -205,7 +103,7 @@ local function ranks(scores, groups)
   local sums = tensor.zeros { each }
   local q = sums:data()
   for g = 0, groups - 1 do
-    local p = descending(part(scores, g * each, each)):data()
+    local p = choose.descending(part(scores, g * each, each)):data()
     for r = 0, each - 1 do q[r] = q[r] + p[r] end
   end
   return sums
@@ -247,12 +145,12 @@ local function keep_heads(self, opt, model, sets)
   if rule.within == "network" then
     local units = {}
     for l, x in pairs(scores) do units[l] = ranks(x, shapes.at(s, "kv_heads", l)) end
-    many = spread(rule, units, a_group)
+    many = choose.spread(rule, units, a_group)
   end
   sets.heads, sets.kv_heads = {}, {}
   for l, x in pairs(scores) do
     local groups, keep = shapes.at(s, "kv_heads", l), groups_kept(l)
-    local kept = keep < groups and M.best(group_scores(self, l, x, groups, model), keep) or first_n(groups)
+    local kept = keep < groups and choose.best(group_scores(self, l, x, groups, model), keep) or first_n(groups)
     sets.heads[l + 1] = heads_in(x, x.shape[1] / groups, kept, many and #many[l] or a_group(l))
     sets.kv_heads[l + 1] = kept
   end
@@ -272,7 +170,7 @@ local function keep_layers(self, n)
   local scores = refuse_nan(score.score(self.stats, ask_opt), "layers"):table()
   if not opt.contiguous then
     for i = 1, s.layers do if i <= first or i > s.layers - last then scores[i] = math.huge end end
-    return M.best(scores, n)
+    return choose.best(scores, n)
   end
   local start
   for i = first, s.layers - last - gone do
@@ -296,13 +194,13 @@ end
 function Ranking:kept(opt, model)
   return tape.no_grad(tape.scope, function()
     local s, sets = self.stats.shape, {}
-    if opt.hidden then sets.hidden = M.best(ask(self, "hidden", nil, model), opt.hidden) end
-    if opt.head_dim then sets.head_dim = M.best(ask(self, "head_dim", nil, model), opt.head_dim / 2) end
+    if opt.hidden then sets.hidden = choose.best(ask(self, "hidden", nil, model), opt.hidden) end
+    if opt.head_dim then sets.head_dim = choose.best(ask(self, "head_dim", nil, model), opt.head_dim / 2) end
     if opt.layers then sets.layers = keep_layers(self, opt.layers) end
     if opt.ffn then
       sets.ffn = {}
       local function keep(l) return math.min(at(opt.ffn, l), shapes.at(s, "ffn", l)) end
-      for l, kept in pairs(spread(self:of "ffn", ffn_scores(self, model), keep)) do sets.ffn[l + 1] = kept end
+      for l, kept in pairs(choose.spread(self:of "ffn", ffn_scores(self, model), keep)) do sets.ffn[l + 1] = kept end
     end
     if opt.heads or opt.kv_heads then keep_heads(self, opt, model, sets) end
     return sets
@@ -319,14 +217,14 @@ end
 function Ranking:orders(model)
   return tape.no_grad(tape.scope, function()
     local s, orders = self.stats.shape, { ffn = {}, heads = {}, kv_heads = {} }
-    orders.hidden, orders.layers = M.order(ask(self, "hidden", nil, model)), M.order(ask(self, "layers", nil, model))
-    for l, x in pairs(ffn_scores(self, model)) do orders.ffn[l + 1] = M.order(x) end
+    orders.hidden, orders.layers = choose.order(ask(self, "hidden", nil, model)), choose.order(ask(self, "layers", nil, model))
+    for l, x in pairs(ffn_scores(self, model)) do orders.ffn[l + 1] = choose.order(x) end
     for l, x in pairs(all_head_scores(self, model)) do
       local groups, heads = shapes.at(s, "kv_heads", l), {}
       local each = x.shape[1] / groups
-      orders.kv_heads[l + 1] = M.order(group_scores(self, l, x, groups, model))
+      orders.kv_heads[l + 1] = choose.order(group_scores(self, l, x, groups, model))
       for _, g in ipairs(orders.kv_heads[l + 1]) do
-        for _, h in ipairs(M.order(part(x, g * each, each))) do heads[#heads + 1] = g * each + h end
+        for _, h in ipairs(choose.order(part(x, g * each, each))) do heads[#heads + 1] = g * each + h end
       end
       orders.heads[l + 1] = heads
     end

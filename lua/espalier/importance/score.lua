@@ -1,9 +1,9 @@
---- Scores out of statistics: what a metric sees of a site, and how the scores of sites become those of an axis. Higher means keep.
+--- Scores out of statistics: a metric at each site (view.lua), and how the scores of sites become those of an axis. Higher means keep.
 
 local core = require "espalier.ffi"
 local tensor = require "espalier.tensor"
 local tape = require "espalier.tape"
-local weights = require "espalier.importance.weights"
+local view = require "espalier.importance.view"
 local layers = require "espalier.importance.layers"
 local shapes = require "espalier.models.shape"
 local options = require "espalier.options"
@@ -16,143 +16,6 @@ local M = {}
 M.axes = { "ffn", "heads", "kv_heads", "hidden", "head_dim", "attention", "layers" }
 --- Sites that can be asked for by name.
 M.sites = { "norm1", "norm2", "attention", "heads", "pre", "act", "ffn", "final" }
-
--- ---- what a metric sees of a site ----
-
-local row_of = { mean = 0, l2 = 2, var = 4 }
-
-local function parse_agg(agg)
-  local batch, seq = tostring(agg):match "^%s*(%w+)%s*,%s*(%w+)%s*$"
-  if not (row_of[batch] and row_of[seq]) then
-    fail("stats: agg '%s', want two of mean, l2, var as in \"l2,mean\" (batch, then sequence)", tostring(agg))
-  end
-  return batch, seq
-end
-
--- An f32 tensor [n] of f(i), i from 0.
-local function each(n, f)
-  local y = tensor.new { n }
-  local p = y:data()
-  for i = 0, n - 1 do p[i] = f(i) end
-  return y
-end
-
--- Row k of both halves of sums [2,K,n] as one f64 array; add: a function of i.
-local function row(sums, k)
-  local n, K, p = sums.shape[3], sums.shape[2], sums:data()
-  local even, odd = k * n, (K + k) * n
-  return function(i) return p[even + i] + p[odd + i] end, n
-end
-
--- One of the nine aggregations over the rows' values (2407.14679, section 2.2).
-local function aggregate(sums, agg, rows)
-  local batch, seq = parse_agg(agg)
-  local first, n = row(sums, row_of[seq])
-  local second = row(sums, row_of[seq] + 1)
-  if batch == "mean" then return each(n, function(i) return first(i) / rows end) end
-  if batch == "l2" then return each(n, function(i) return math.sqrt(second(i)) end) end
-  return each(n, function(i)
-    local mean = first(i) / rows
-    local v = second(i) / rows - mean * mean
-    -- Rounding may leave a tiny negative; NaN stays NaN.
-    return v < 0 and 0 or v
-  end)
-end
-
--- The statistics by name; each gives an f32 tensor [n].
-local named = {}
-
-local function by_token(k)
-  return function(v)
-    local f, n = row(v.need "", k)
-    return each(n, function(i) return f(i) / v.tokens end)
-  end
-end
-named.mean_square, named.mean, named.mean_abs = by_token(3), by_token(6), by_token(7)
-
-function named.variance(v)
-  local sums = v.need ""
-  local square, n = row(sums, 3)
-  local sum = row(sums, 6)
-  return each(n, function(i)
-    local mean = sum(i) / v.tokens
-    local x = square(i) / v.tokens - mean * mean
-    return x < 0 and 0 or x
-  end)
-end
-
-local function by_prediction(k)
-  return function(v)
-    local f, n = row(v.need ".taylor", k)
-    return each(n, function(i) return f(i) / v.predictions end)
-  end
-end
-named.taylor, named.taylor_abs, named.fisher, named.grad_square = by_prediction(0), by_prediction(1), by_prediction(2), by_prediction(3)
-
-function named.taylor_weight(v)
-  local sums = v.need ".taylor_weight"
-  local p = sums:data()
-  return each(sums.shape[2], function(i) return p[i] / v.predictions end)
-end
-
--- Mean length of what a unit adds to the residual stream: measured for heads and groups; of a channel it is |a| times the length of its column.
-function named.added(v)
-  if v.has ".added" then
-    local f, n = row(v.need ".added", 7)
-    return each(n, function(i) return f(i) / v.tokens end)
-  end
-  return v.mean_abs * v.weights.out:norm(2, 0)
-end
-
-local function user_statistic(v, name)
-  local sums = v.need(".user." .. name)
-  local n, p = sums.shape[2], sums:data()
-  local largest = v.stats.facts.reductions[name] == "max"
-  return each(n, function(i)
-    local a, b = p[i], p[n + i]
-    return largest and (a >= b and a or b) or a + b
-  end)
-end
-
-local missing = {
-  [".taylor"] = "gradients were not asked for; measure with { grads = true }",
-  [".taylor_weight"] = "the weight form of Taylor needs the gradient of all data at once: measure with { grads = true } in one go; "
-    .. "statistics that were merged or gone on from have none",
-  [".weights"] = "the weights' sums are not there; measure again",
-}
-
-local function where_is(l, site)
-  return l and string.format("'%s' of layer %d", site, l) or "'" .. site .. "'"
-end
-
--- A metric's view of the site of a layer (nil: of the model).
-local function view(stats, l, site, given)
-  local place = stats.outer
-  if l then place = stats.sums[l + 1] or fail("stats: there is no layer %s (0 to %d)", tostring(l), stats.shape.layers - 1) end
-  local v = { stats = stats, layer = l, site = site }
-  for _, what in ipairs { "rows", "tokens", "predictions" } do v[what] = stats:total(what) end
-  function v.has(kind) return place[site .. kind] ~= nil end
-  function v.need(kind)
-    local t = place[site .. kind]
-    if t then return t end
-    local own = kind:match "^%.user%.(.*)"
-    local why = own and "measure with { metrics = { .. } } naming the metric" or missing[kind] or "that layer has no such part"
-    fail("stats: no %s%s (%s)", where_is(l, site), own and " " .. own or kind:gsub("%.", " "), why)
-  end
-  function v.agg(name) return aggregate(v.need "", name or given.agg, v.rows) end
-  v.weights = weights.view(stats, l, site, given.model or stats.model)
-  return setmetatable(v, { __index = function(_, name)
-    if named[name] then return named[name](v) end
-    if stats.facts.reductions[name] then return user_statistic(v, name) end
-    local known = {}
-    for one in pairs(named) do known[#known + 1] = one end
-    table.sort(known)
-    fail("metric: there is no statistic '%s'; there are agg(..), %s%s", tostring(name), table.concat(known, ", "),
-      next(stats.facts.reductions) and " and those that metrics declared" or "")
-  end })
-end
-
--- ---- scores of an axis ----
 
 --- The metric that a name or a table means; its axes must hold the axis.
 function M.metric(given, axis)
@@ -168,11 +31,11 @@ end
 
 -- Scores f32 [n] of one site.
 local function site_score(stats, metric, opt, l, site)
-  local v = view(stats, l, site, opt)
+  local v = view.of(stats, l, site, opt)
   local given = { agg = opt.agg, layer = l, axis = opt.axis, site = site, seed = opt.seed }
   local y = metric.score(v, v.weights, given)
   if not tensor.is(y) or #y.shape ~= 1 then
-    fail("metric: at %s it gave %s, want a tensor [n]", where_is(l, site), tensor.is(y) and tensor.shape_text(y) or type(y))
+    fail("metric: at %s it gave %s, want a tensor [n]", view.where(l, site), tensor.is(y) and tensor.shape_text(y) or type(y))
   end
   return tensor.contiguous(y)
 end
@@ -180,7 +43,7 @@ end
 -- f over groups of `width` neighbours of x [n*width].
 local function groups(x, width, f)
   local p = x:data()
-  return each(x.shape[1] / width, function(g)
+  return view.each(x.shape[1] / width, function(g)
     local sum = 0
     for i = g * width, (g + 1) * width - 1 do sum = sum + f(p[i]) end
     return sum
@@ -214,7 +77,7 @@ local function summed(list)
     local p = x:data()
     for i = 0, n - 1 do total[i] = total[i] + p[i] end
   end
-  return each(n, function(i) return total[i] end)
+  return view.each(n, function(i) return total[i] end)
 end
 
 local function hidden_scores(stats, metric, opt)
@@ -240,7 +103,7 @@ local function pair_scores(stats, metric, opt)
       local q, k = site_score(stats, metric, opt, l, "q"), site_score(stats, metric, opt, l, "k")
       local n = q.shape[1] / h
       local p, r = q:data(), k:data()
-      list[#list + 1] = each(n, function(i)
+      list[#list + 1] = view.each(n, function(i)
         local sum = 0
         for head = 0, h - 1 do sum = sum + p[head * n + i] * r[math.floor(head / (h / g)) * n + i] end
         return sum
