@@ -400,14 +400,14 @@ int esp_q8_unpack(esp_tensor *numbers, const esp_tensor *blocks);
 
 /* Immutable once loaded: any number of threads may encode and decode with one tokenizer at the same time. */
 typedef struct esp_tokenizer esp_tokenizer;
-/* kind is found from name and content: sentencepiece .model, llama2.c .bin, tokenizer.json. vocab: rows of a llama2.c .bin (it does not store
+/* kind is found from name and content: tokenizer.json, sentencepiece .model, tiktoken's ranks, llama2.c .bin. vocab: rows of a llama2.c .bin (it does not store
  * their number; 0 otherwise). */
 int esp_tokenizer_load(esp_tokenizer **out, const char *path, int64_t vocab);
 /* The same of bytes that are such a file's; name stands for its path: its ending decides and it stands in messages. */
 int esp_tokenizer_parse(esp_tokenizer **out, const char *data, int64_t bytes, const char *name, int64_t vocab);
 void esp_tokenizer_free(esp_tokenizer *t);
 int64_t esp_tokenizer_vocab(const esp_tokenizer *t);                 /* ids are 0..vocab-1 */
-const char *esp_tokenizer_kind(const esp_tokenizer *t);              /* "sentencepiece", "llama2c", "byte-level BPE", "byte-fallback BPE" */
+const char *esp_tokenizer_kind(const esp_tokenizer *t);              /* "byte-level BPE", "byte-fallback BPE", "unigram" (tokenizer.json), "sentencepiece", "tiktoken", "llama2c" */
 int esp_tokenizer_special(const esp_tokenizer *t, const char *name); /* id of "bos", "eos", "unk", "pad"; -1 if there is none */
 enum esp_piece_type { ESP_PIECE_NORMAL = 1, ESP_PIECE_UNKNOWN, ESP_PIECE_CONTROL, ESP_PIECE_USER, ESP_PIECE_UNUSED, ESP_PIECE_BYTE };
 /* The piece of an id as stored (bytes in *bytes), NULL outside the vocabulary; score and type may be NULL. */
@@ -416,9 +416,12 @@ int32_t esp_tokenizer_id(const esp_tokenizer *t, const char *piece, int64_t byte
 /* Merges in the order of their ranks: rank r joins pieces left and right. 0 of them where pieces merge by score. */
 int64_t esp_tokenizer_merges(const esp_tokenizer *t);
 void esp_tokenizer_merge(const esp_tokenizer *t, int64_t rank, int32_t *left, int32_t *right);
+int esp_tokenizer_unigram(const esp_tokenizer *t);                   /* 1: it finds the likeliest pieces; 0: it merges pairs */
 /* What GGUF calls the way this tokenizer cuts words ("llama-bpe", "gpt-2", "qwen2" ...); "" where it has no name for it. */
 const char *esp_tokenizer_pre(const esp_tokenizer *t);
-/* ids of a text, no BOS added; special = 1 lets added special tokens in the text be found. Free with esp_buffer_free. */
+/* What the post-processor puts before (after = 0) or behind (1) a text: count ids. */
+const int32_t *esp_tokenizer_frame(const esp_tokenizer *t, int after, int64_t *count);
+/* ids of a text, which must be UTF-8, no BOS added; special = 1 lets added special tokens in the text be found. Free with esp_buffer_free. */
 int esp_tokenizer_encode(int32_t **ids, int64_t *count, const esp_tokenizer *t, const char *text, int64_t bytes, int special);
 /* The same into the caller's buffer of `room` ids; count is how many there are. Where they do not fit, nothing is written, count
  * says how many there would be and ESP_ESHAPE is returned. */

@@ -1,4 +1,4 @@
-/* sentencepiece .model files (a protocol buffer, read by hand: five fields of it matter) and llama2.c's tokenizer .bin. Nothing in a file is
+/* sentencepiece .model files: a protocol buffer, read by hand (a dozen fields of it matter), and the normal form that its texts are brought to. Nothing in a file is
  * trusted: each length is checked against what is left. */
 #include <math.h>
 #include <stdio.h>
@@ -77,7 +77,18 @@ static int read_piece(esp_tokenizer *t, reader r)
         t->byte_id[b] = (int32_t)t->count;
     }
     if (type == ESP_PIECE_UNKNOWN) t->unk = (int32_t)t->count;
+    t->has_unused |= type == ESP_PIECE_UNUSED;
     return esp_tokenizer_add(t, text, bytes, score, type);
+}
+
+static int keep_text(char **to, reader r)
+{
+    esp_free(*to);
+    int64_t n = r.end - r.at;
+    if (!(*to = esp_malloc(n + 1))) return ESP_EMEM;
+    memcpy(*to, r.at, (size_t)n);
+    (*to)[n] = 0;
+    return ESP_OK;
 }
 
 static int read_trainer(esp_tokenizer *t, reader r)
@@ -85,14 +96,17 @@ static int read_trainer(esp_tokenizer *t, reader r)
     field f;
     while (r.at < r.end) {
         TRY(next_field(&r, &f));
-        if (f.number == 3 && f.value != 2) {
-            static const char *const names[] = {"?", "unigram", "BPE", "word", "char"};
-            return esp_fail(ESP_EFORMAT, "%s: the model type is %s, want BPE", r.path, names[f.value <= 4 ? f.value : 0]);
+        if (f.number == 3 && f.value != 1 && f.value != 2) {
+            static const char *const names[] = {"?", "?", "?", "word", "char"};
+            return esp_fail(ESP_EFORMAT, "%s: the model type is %s, want BPE or unigram", r.path, names[f.value <= 4 ? f.value : 0]);
         }
+        if (f.number == 3) t->model = f.value == 1 ? MODEL_UNIGRAM : MODEL_SCORES;
         int32_t id = (int32_t)(int64_t)f.value;
-        if (f.number == 41) t->bos = id;
+        if (f.number == 24) t->space_behind = f.value != 0;
+        else if (f.number == 41) t->bos = id;
         else if (f.number == 42) t->eos = id;
         else if (f.number == 43) t->pad = id;
+        else if (f.number == 44 && f.bytes.at) TRY(keep_text(&t->unk_text, f.bytes));
     }
     return ESP_OK;
 }
@@ -102,10 +116,24 @@ static int read_normalizer(esp_tokenizer *t, reader r)
     field f;
     while (r.at < r.end) {
         TRY(next_field(&r, &f));
-        if (f.number == 2 && f.bytes.end > f.bytes.at) return esp_fail(ESP_EFORMAT, "%s: its normalizer has a character map; only 'identity' is known", r.path);
+        if (f.number == 2 && f.bytes.end > f.bytes.at) {
+            t->charsmap_bytes = f.bytes.end - f.bytes.at;
+            TRY(keep_text(&t->charsmap, f.bytes));
+            TRY(esp_charsmap_check(t->charsmap, t->charsmap_bytes, r.path));
+        }
         if (f.number == 3) t->dummy_prefix = f.value != 0;
         else if (f.number == 4) t->squeeze_spaces = f.value != 0;
         else if (f.number == 5) t->escape_spaces = f.value != 0;
+    }
+    return ESP_OK;
+}
+
+static int read_denormalizer(reader r)
+{
+    field f;
+    while (r.at < r.end) {
+        TRY(next_field(&r, &f));
+        if (f.number == 2 && f.bytes.end > f.bytes.at) return esp_fail(ESP_EFORMAT, "%s: its denormalizer has a character map, which is not known", r.path);
     }
     return ESP_OK;
 }
@@ -120,53 +148,74 @@ int esp_load_sentencepiece(esp_tokenizer *t, const char *data, int64_t bytes, co
     reader r = {(const unsigned char *)data, (const unsigned char *)data + bytes, path};
     field f;
     t->kind = "sentencepiece";
-    t->dummy_prefix = t->squeeze_spaces = t->escape_spaces = 1;
+    t->model = MODEL_UNIGRAM;
+    t->sentencepiece = t->dummy_prefix = t->squeeze_spaces = t->escape_spaces = 1;
     t->bos = 1, t->eos = 2;
     while (r.at < r.end) {
         TRY(next_field(&r, &f));
-        if (f.number == 1 && f.bytes.at) TRY(read_piece(t, f.bytes));
-        else if (f.number == 2 && f.bytes.at) TRY(read_trainer(t, f.bytes));
-        else if (f.number == 3 && f.bytes.at) TRY(read_normalizer(t, f.bytes));
+        if (!f.bytes.at) continue;
+        if (f.number == 1) TRY(read_piece(t, f.bytes));
+        else if (f.number == 2) TRY(read_trainer(t, f.bytes));
+        else if (f.number == 3) TRY(read_normalizer(t, f.bytes));
+        else if (f.number == 5) TRY(read_denormalizer(f.bytes));
     }
     if (t->count == 0) return esp_fail(ESP_EFORMAT, "%s: no pieces in it; this is no sentencepiece model", path);
+    t->single = t->model == MODEL_UNIGRAM;
     drop_outside(&t->bos, t->count);
     drop_outside(&t->eos, t->count);
     drop_outside(&t->pad, t->count);
-    return ESP_OK;
+    static const char unknown[] = " \xe2\x81\x87 ";
+    if (!t->unk_text) TRY(keep_text(&t->unk_text, (reader){(const unsigned char *)unknown, (const unsigned char *)unknown + sizeof unknown - 1, path}));
+    return esp_tokenizer_index(t);
 }
 
-/* i32 longest; then for each piece f32 score, i32 bytes, the bytes. Spaces are written plainly; <s> and </s> between newlines. */
-int esp_load_llama2c(esp_tokenizer *t, const char *data, int64_t bytes, int64_t vocab, const char *path)
+/* ---- the normal form ---- */
+
+/* What the front of a text becomes: bytes read, and the text to write. Pieces of the user's stay as they are. */
+static int64_t next_normal(const esp_tokenizer *t, const char *text, int64_t bytes, const char **to, int64_t *n)
 {
-    int64_t at = 4;
-    t->kind = "llama2c";
-    t->dummy_prefix = t->escape_spaces = 1;
-    t->unk = 0, t->bos = 1, t->eos = 2;
-    for (int64_t id = 0; at < bytes && (vocab <= 0 || id < vocab); id++) {
-        float score;
-        int32_t n;
-        if (at + 8 > bytes) return esp_fail(ESP_EFORMAT, "%s: ends inside piece %lld", path, (long long)id);
-        memcpy(&score, data + at, 4);
-        memcpy(&n, data + at + 4, 4);
-        at += 8;
-        if (n < 0 || n > bytes - at || n > 4096) return esp_fail(ESP_EFORMAT, "%s: piece %lld has %d bytes, %lld are left", path, (long long)id, n, (long long)(bytes - at));
-        if (!isfinite(score)) return esp_fail(ESP_EFORMAT, "%s: the score of piece %lld is not a finite number", path, (long long)id);
-        char text[3 * 4096];
-        int64_t length = 0;
-        for (int32_t i = 0; i < n; i++) {
-            if (data[at + i] == ' ') length += sprintf(text + length, "\xe2\x96\x81");
-            else text[length++] = data[at + i];
-        }
-        unsigned b;
-        char copy[8] = "";
-        if (length == 6) memcpy(copy, text, 6);
-        int type = id < 3 ? (id == 0 ? ESP_PIECE_UNKNOWN : ESP_PIECE_CONTROL) : sscanf(copy, "<0x%02X>", &b) == 1 ? ESP_PIECE_BYTE : ESP_PIECE_NORMAL;
-        if (type == ESP_PIECE_BYTE) t->byte_id[b] = (int32_t)id;
-        TRY(esp_tokenizer_add(t, text, length, score, type));
-        at += n;
+    int32_t id;
+    int64_t read = t->user.count ? esp_prefixes_longest(&t->user, text, bytes, &id) : 0;
+    if (read == 0 && t->charsmap && (read = esp_charsmap_find(t->charsmap, t->charsmap_bytes, text, bytes, 0, to)) > 0) {
+        *n = (int64_t)strlen(*to);
+        return read;
     }
-    if (t->count < 3 || (vocab > 0 && t->count != vocab)) {
-        return esp_fail(ESP_EFORMAT, "%s: holds %lld pieces, want %lld", path, (long long)t->count, (long long)vocab);
+    *to = text;
+    *n = read ? read : esp_utf8_length(text);
+    return *n;
+}
+
+static int put_space(const esp_tokenizer *t, esp_text *out)
+{
+    return t->escape_spaces ? esp_text_add(out, esp_block, BLOCK) : esp_text_add(out, " ", 1);
+}
+
+static int ends_in_space(const esp_tokenizer *t, const esp_text *out, int64_t from)
+{
+    const char *space = t->escape_spaces ? esp_block : " ";
+    int64_t n = t->escape_spaces ? BLOCK : 1;
+    return out->bytes - from >= n && memcmp(out->at + out->bytes - n, space, (size_t)n) == 0;
+}
+
+int esp_sentencepiece_normalize(const esp_tokenizer *t, esp_text *out, const char *text, int64_t bytes)
+{
+    const char *to;
+    int64_t n, at = 0, begin = out->bytes, read;
+    while (t->squeeze_spaces && at < bytes) {
+        read = next_normal(t, text + at, bytes - at, &to, &n);
+        if (n != 1 || *to != ' ') break;
+        at += read;
     }
-    return ESP_OK;
+    if (at == bytes) return ESP_OK;
+    if (t->dummy_prefix && !t->space_behind) TRY(put_space(t, out));
+    int was_space = t->squeeze_spaces;
+    for (; at < bytes; at += read) {
+        read = next_normal(t, text + at, bytes - at, &to, &n);
+        for (; was_space && n > 0 && *to == ' '; to++) n--;
+        for (int64_t i = 0; i < n; i++) TRY(to[i] == ' ' ? put_space(t, out) : esp_text_add(out, to + i, 1));
+        if (n > 0) was_space = t->squeeze_spaces && to[n - 1] == ' ';
+        else was_space = was_space && t->squeeze_spaces;
+    }
+    while (t->squeeze_spaces && ends_in_space(t, out, begin)) out->bytes -= t->escape_spaces ? BLOCK : 1;
+    return t->dummy_prefix && t->space_behind ? put_space(t, out) : ESP_OK;
 }

@@ -1,258 +1,206 @@
-/* tokenizer.json: byte-level BPE (GPT-2, Llama 3, SmolLM) and BPE with byte fallback (Llama 2). A part that is not known is refused by name. */
+/* tokenizer.json: vocabulary, merges and model of BPE and unigram. A part that is not known is refused by name. */
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
-#include "tokenizer.h"
+#include "json_tree.h"
 
-/* A value in the list of events: its first event, and for each event where the next value after it begins. */
-typedef struct document {
-    const esp_json_event *e;
-    int64_t *after;
-    const char *path;
-} document;
-
-enum { NONE = -1 };
-
-static int index_document(document *d, const esp_json *j)
-{
-    int64_t n = esp_json_count(j), open[256];
-    int depth = 0;
-    d->e = esp_json_events(j);
-    if (!(d->after = esp_malloc(n * 8))) return ESP_EMEM;
-    for (int64_t i = 0; i < n; i++) {
-        int kind = d->e[i].kind;
-        d->after[i] = i + 1;
-        if (kind == ESP_JSON_OBJECT || kind == ESP_JSON_ARRAY) open[depth++] = i;
-        else if (kind == ESP_JSON_OBJECT_END || kind == ESP_JSON_ARRAY_END) d->after[open[--depth]] = i + 1;
-    }
-    return ESP_OK;
-}
-
-static int kind_of(const document *d, int64_t at) { return at == NONE ? ESP_JSON_NULL : d->e[at].kind; }
-
-/* Value of a key of the object at `at`; NONE where it is absent. */
-static int64_t get(const document *d, int64_t at, const char *key)
-{
-    if (kind_of(d, at) != ESP_JSON_OBJECT) return NONE;
-    for (int64_t i = at + 1; d->e[i].kind != ESP_JSON_OBJECT_END; i = d->after[i + 1]) {
-        if (strcmp(d->e[i].text, key) == 0) return i + 1;
-    }
-    return NONE;
-}
-
-static const char *text_of(const document *d, int64_t at) { return kind_of(d, at) == ESP_JSON_STRING ? d->e[at].text : ""; }
-static const char *type_of(const document *d, int64_t at) { return text_of(d, get(d, at, "type")); }
-static int flag_of(const document *d, int64_t at, const char *key, int otherwise)
-{
-    int64_t v = get(d, at, key);
-    return kind_of(d, v) == ESP_JSON_BOOL ? d->e[v].flag : otherwise;
-}
 static int is(const char *a, const char *b) { return strcmp(a, b) == 0; }
 
-#define REFUSE(...) esp_fail(ESP_EFORMAT, __VA_ARGS__)
+/* Ids that nobody has become unused pieces, so many at most. */
+enum { MOST_HOLES = 65536 };
 
-/* ---- vocabulary and merges ---- */
-
-static int id_at(int32_t *id, const document *d, int64_t at, const char *what)
+static int id_at(int32_t *id, const json_tree *d, int64_t at, const char *what)
 {
-    if (kind_of(d, at) != ESP_JSON_INT || !(d->e[at].number >= 0 && d->e[at].number < 1 << 24)) return REFUSE("%s: the id of '%s' is no whole number from 0", d->path, what);
+    if (kind_of(d, at) != ESP_JSON_INT || !(d->e[at].number >= 0 && d->e[at].number < 1 << 24)) return REFUSE("%s: the id of '%.100s' is no whole number from 0 to 2^24", d->path, what);
     *id = (int32_t)d->e[at].number;
     return ESP_OK;
 }
 
 typedef struct numbered {
     const esp_json_event *text;
-    int32_t id;
-    int type;
-    int64_t order;
+    double score;
+    int32_t id, type;
+    int added;
 } numbered;
 
 static int by_id(const void *a, const void *b)
 {
     const numbered *x = a, *y = b;
     if (x->id != y->id) return x->id < y->id ? -1 : 1;
-    return x->order < y->order ? -1 : x->order > y->order;
+    return y->added - x->added;
 }
 
-/* Vocabulary and added tokens together, in the order of their ids; an id that nobody has becomes an unused piece. */
-static int read_vocabulary(esp_tokenizer *t, const document *d, int64_t model, int64_t added)
+/* {"piece": id, ...} */
+static int list_bpe(numbered *all, int64_t *n, const json_tree *d, int64_t vocab)
 {
-    int64_t vocab = get(d, model, "vocab"), n = 0, room;
-    if (kind_of(d, vocab) != ESP_JSON_OBJECT) return REFUSE("%s: model.vocab is missing", d->path);
-    room = d->after[vocab] - vocab + (added == NONE ? 0 : d->after[added] - added);
-    numbered *all = esp_malloc(room * (int64_t)sizeof *all);
-    if (!all) return ESP_EMEM;
-    int code = ESP_OK;
-    for (int64_t i = vocab + 1; code == ESP_OK && d->e[i].kind != ESP_JSON_OBJECT_END; i = d->after[i + 1], n++) {
-        all[n] = (numbered){.text = &d->e[i], .type = ESP_PIECE_NORMAL, .order = n};
-        code = id_at(&all[n].id, d, i + 1, d->e[i].text);
+    if (kind_of(d, vocab) != ESP_JSON_OBJECT) return REFUSE("%s: model.vocab is missing or no object", d->path);
+    for (int64_t i = vocab + 1; d->e[i].kind != ESP_JSON_OBJECT_END; i = d->after[i + 1]) {
+        numbered *e = &all[(*n)++];
+        *e = (numbered){.text = &d->e[i], .type = ESP_PIECE_NORMAL};
+        TRY(id_at(&e->id, d, i + 1, d->e[i].text));
     }
-    for (int64_t i = added + 1; code == ESP_OK && added != NONE && d->e[i].kind == ESP_JSON_OBJECT; i = d->after[i], n++) {
-        int64_t content = get(d, i, "content");
-        if (kind_of(d, content) != ESP_JSON_STRING || d->e[content].bytes == 0) code = REFUSE("%s: an added token has no content", d->path);
-        /* Added tokens come first among equals: the type of the entry in the vocabulary gives way. */
-        else all[n] = (numbered){.text = &d->e[content], .type = flag_of(d, i, "special", 0) ? ESP_PIECE_CONTROL : ESP_PIECE_USER, .order = -1};
-        if (code == ESP_OK) code = id_at(&all[n].id, d, get(d, i, "id"), d->e[content].text);
+    return ESP_OK;
+}
+
+/* [["piece", score], ...] by id. */
+static int list_unigram(numbered *all, int64_t *n, const json_tree *d, int64_t vocab)
+{
+    if (kind_of(d, vocab) != ESP_JSON_ARRAY) return REFUSE("%s: model.vocab is missing or no list", d->path);
+    for (int64_t i = first_item(d, vocab); is_item(d, i); i = d->after[i]) {
+        const esp_json_event *e = &d->e[i];
+        if (e->kind != ESP_JSON_ARRAY || e[1].kind != ESP_JSON_STRING || (e[2].kind != ESP_JSON_INT && e[2].kind != ESP_JSON_FLOAT)
+            || e[3].kind != ESP_JSON_ARRAY_END || !isfinite(e[2].number)) {
+            return REFUSE("%s: entry %lld of model.vocab is no piece with a score", d->path, (long long)*n);
+        }
+        all[*n] = (numbered){.text = e + 1, .score = e[2].number, .id = (int32_t)*n, .type = ESP_PIECE_NORMAL};
+        ++*n;
     }
-    if (code == ESP_OK) qsort(all, (size_t)n, sizeof *all, by_id);
-    for (int64_t i = 0; code == ESP_OK && i < n; i++) {
-        if (i > 0 && all[i].id == all[i - 1].id) {
-            if (all[i].text->bytes != all[i - 1].text->bytes || memcmp(all[i].text->text, all[i - 1].text->text, (size_t)all[i].text->bytes) != 0) {
-                code = REFUSE("%s: '%s' and '%s' have the same id %d", d->path, all[i - 1].text->text, all[i].text->text, all[i].id);
+    return ESP_OK;
+}
+
+static int list_added(numbered *all, int64_t *n, const json_tree *d, int64_t added)
+{
+    for (int64_t i = first_item(d, added); is_item(d, i); i = d->after[i]) {
+        int64_t content = esp_tree_get(d, i, "content");
+        if (kind_of(d, content) != ESP_JSON_STRING || d->e[content].bytes == 0) return REFUSE("%s: an added token has no content", d->path);
+        numbered *e = &all[(*n)++];
+        *e = (numbered){.text = &d->e[content], .type = esp_tree_flag(d, i, "special", 0) ? ESP_PIECE_CONTROL : ESP_PIECE_USER, .added = 1};
+        TRY(id_at(&e->id, d, esp_tree_get(d, i, "id"), d->e[content].text));
+    }
+    return ESP_OK;
+}
+
+/* Sorted entries become pieces; an added token that the model has too is one piece of the added token's type. */
+static int add_pieces(esp_tokenizer *t, const json_tree *d, const numbered *all, int64_t n)
+{
+    int64_t holes = 0;
+    for (int64_t i = 0; i < n; i++) {
+        const numbered *e = &all[i];
+        if (i > 0 && e->id == all[i - 1].id) {
+            if (e->text->bytes != all[i - 1].text->bytes || memcmp(e->text->text, all[i - 1].text->text, (size_t)e->text->bytes) != 0) {
+                return REFUSE("%s: '%.100s' and '%.100s' have the same id %d", d->path, all[i - 1].text->text, e->text->text, e->id);
             }
+            t->pieces[e->id].in_model |= !e->added;
+            t->pieces[e->id].score = e->added ? t->pieces[e->id].score : e->score;
             continue;
         }
-        if (all[i].id > t->count + 65536) code = REFUSE("%s: ids jump from %lld to %d", d->path, (long long)t->count, all[i].id);
-        while (code == ESP_OK && t->count < all[i].id) code = esp_tokenizer_add(t, "", 0, 0, ESP_PIECE_UNUSED);
-        if (code == ESP_OK) code = esp_tokenizer_add(t, all[i].text->text, all[i].text->bytes, 0, all[i].type);
+        if ((holes += e->id - t->count) > MOST_HOLES) return REFUSE("%s: ids jump from %lld to %d", d->path, (long long)t->count, e->id);
+        while (t->count < e->id) TRY(esp_tokenizer_add(t, "", 0, 0, ESP_PIECE_UNUSED));
+        TRY(esp_tokenizer_add(t, e->text->text, e->text->bytes, e->score, e->type));
+        t->pieces[e->id].added = e->added;
+        t->pieces[e->id].in_model = !e->added;
     }
+    return ESP_OK;
+}
+
+static int read_vocabulary(esp_tokenizer *t, const json_tree *d, int64_t vocab, int64_t added)
+{
+    int64_t n = 0, room = (vocab == NONE ? 0 : d->after[vocab] - vocab) / 2 + (added == NONE ? 0 : d->after[added] - added) / 2 + 2;
+    numbered *all = esp_malloc(room * (int64_t)sizeof *all);
+    if (!all) return ESP_EMEM;
+    int code = t->model == MODEL_UNIGRAM ? list_unigram(all, &n, d, vocab) : list_bpe(all, &n, d, vocab);
+    if (code == ESP_OK) code = list_added(all, &n, d, added);
+    if (code == ESP_OK) qsort(all, (size_t)n, sizeof *all, by_id);
+    if (code == ESP_OK) code = add_pieces(t, d, all, n);
     esp_free(all);
     return code == ESP_OK ? esp_tokenizer_index(t) : code;
 }
 
-static int make_rule(esp_tokenizer *t, const document *d, const char *left, int64_t ln, const char *right, int64_t rn)
+static int make_rule(esp_tokenizer *t, const json_tree *d, esp_text *both, const esp_json_event *left, const char *right, int64_t ln, int64_t rn)
 {
-    char *both = esp_malloc(ln + rn + 1);
-    if (!both) return ESP_EMEM;
-    memcpy(both, left, (size_t)ln);
-    memcpy(both + ln, right, (size_t)rn);
-    int64_t rank = t->merge_count;
-    merge_rule r = {esp_tokenizer_find(t, left, ln), esp_tokenizer_find(t, right, rn), esp_tokenizer_find(t, both, ln + rn)};
-    esp_free(both);
+    both->bytes = 0;
+    TRY(esp_text_add(both, left->text, ln));
+    TRY(esp_text_add(both, right, rn));
+    merge_rule r = {esp_tokenizer_find(t, left->text, ln), esp_tokenizer_find(t, right, rn), esp_tokenizer_find(t, both->at, ln + rn)};
     if (r.left < 0 || r.right < 0 || r.whole < 0) {
-        return REFUSE("%s: merge %lld ('%.*s' and '%.*s') names a piece that is not in the vocabulary", d->path, (long long)rank, (int)ln, left, (int)rn, right);
+        return REFUSE("%s: merge %lld ('%.*s' and '%.*s') names a piece that is not in the vocabulary", d->path, (long long)t->merge_count,
+                      (int)esp_min(ln, 100), left->text, (int)esp_min(rn, 100), right);
     }
     t->merges[t->merge_count++] = r;
     return ESP_OK;
 }
 
 /* Merges are texts "a b" or pairs ["a", "b"]. */
-static int read_merges(esp_tokenizer *t, const document *d, int64_t merges)
+static int read_merge(esp_tokenizer *t, const json_tree *d, esp_text *both, const esp_json_event *e)
+{
+    if (e->kind == ESP_JSON_ARRAY && e[1].kind == ESP_JSON_STRING && e[2].kind == ESP_JSON_STRING && e[3].kind == ESP_JSON_ARRAY_END) {
+        return make_rule(t, d, both, e + 1, e[2].text, e[1].bytes, e[2].bytes);
+    }
+    if (e->kind != ESP_JSON_STRING) return REFUSE("%s: merge %lld is neither a text nor a pair", d->path, (long long)t->merge_count);
+    const char *space = strchr(e->text, ' ');
+    if (!space || strchr(space + 1, ' ')) return REFUSE("%s: merge '%.100s' is not two pieces", d->path, e->text);
+    return make_rule(t, d, both, e, space + 1, space - e->text, e->bytes - (space - e->text) - 1);
+}
+
+static int read_merges(esp_tokenizer *t, const json_tree *d, int64_t merges)
 {
     if (kind_of(d, merges) != ESP_JSON_ARRAY) return REFUSE("%s: model.merges is missing", d->path);
     if (!(t->merges = esp_malloc((d->after[merges] - merges) * (int64_t)sizeof *t->merges))) return ESP_EMEM;
-    for (int64_t i = merges + 1; d->e[i].kind != ESP_JSON_ARRAY_END; i = d->after[i]) {
-        const esp_json_event *e = &d->e[i];
-        if (e->kind == ESP_JSON_STRING) {
-            const char *space = strchr(e->text, ' ');
-            if (!space) return REFUSE("%s: merge '%s' is not two pieces", d->path, e->text);
-            TRY(make_rule(t, d, e->text, space - e->text, space + 1, e->bytes - (space - e->text) - 1));
-        } else if (e->kind == ESP_JSON_ARRAY && e[1].kind == ESP_JSON_STRING && e[2].kind == ESP_JSON_STRING && e[3].kind == ESP_JSON_ARRAY_END) {
-            TRY(make_rule(t, d, e[1].text, e[1].bytes, e[2].text, e[2].bytes));
-        } else {
-            return REFUSE("%s: merge %lld is neither a text nor a pair", d->path, (long long)t->merge_count);
-        }
-    }
-    return esp_merge_index(t);
+    esp_text both = {0};
+    int code = ESP_OK;
+    for (int64_t i = first_item(d, merges); code == ESP_OK && is_item(d, i); i = d->after[i]) code = read_merge(t, d, &both, &d->e[i]);
+    esp_free(both.at);
+    return code == ESP_OK ? esp_merge_index(t) : code;
 }
 
-static int read_added(esp_tokenizer *t, const document *d, int64_t added)
+static int read_bpe(esp_tokenizer *t, const json_tree *d, int64_t model)
+{
+    static const char *const affixes[] = {"continuing_subword_prefix", "end_of_word_suffix"};
+    for (int i = 0; i < 2; i++) {
+        if (*text_at(d, model, affixes[i])) return REFUSE("%s: model.%s '%.100s' is not known", d->path, affixes[i], text_at(d, model, affixes[i]));
+    }
+    int64_t dropout = esp_tree_get(d, model, "dropout");
+    if (kind_of(d, dropout) != ESP_JSON_NULL && d->e[dropout].number != 0) return REFUSE("%s: model.dropout makes ids random; want null", d->path);
+    TRY(read_merges(t, d, esp_tree_get(d, model, "merges")));
+    t->ignore_merges = esp_tree_flag(d, model, "ignore_merges", 0);
+    t->fuse_unk = esp_tree_flag(d, model, "fuse_unk", 0);
+    const char *unk = text_at(d, model, "unk_token");
+    t->unk = *unk ? esp_tokenizer_find(t, unk, (int64_t)strlen(unk)) : -1;
+    if (*unk && t->unk < 0) return REFUSE("%s: model.unk_token '%.100s' is not in the vocabulary", d->path, unk);
+    return ESP_OK;
+}
+
+static int read_unigram(esp_tokenizer *t, const json_tree *d, int64_t model)
+{
+    int64_t unk = esp_tree_get(d, model, "unk_id");
+    if (kind_of(d, unk) != ESP_JSON_NULL) TRY(id_at(&t->unk, d, unk, "unk_id"));
+    if (t->unk >= t->count) return REFUSE("%s: model.unk_id is %d, there are %lld pieces", d->path, t->unk, (long long)t->count);
+    return ESP_OK;
+}
+
+static int read_model(esp_tokenizer *t, const json_tree *d, int64_t model, int64_t added)
+{
+    const char *type = text_at(d, model, "type");
+    /* Files of older versions leave the type out. */
+    int bpe = is(type, "BPE") || (is(type, "") && esp_tree_get(d, model, "merges") != NONE);
+    if (!bpe && !is(type, "Unigram")) return REFUSE("%s: the model type is '%.100s', want BPE or Unigram", d->path, type);
+    t->model = bpe ? MODEL_RULES : MODEL_UNIGRAM;
+    TRY(read_vocabulary(t, d, esp_tree_get(d, model, "vocab"), added));
+    TRY(bpe ? read_bpe(t, d, model) : read_unigram(t, d, model));
+    if (esp_tree_flag(d, model, "byte_fallback", 0)) esp_tokenizer_find_bytes(t);
+    return ESP_OK;
+}
+
+static int read_added(esp_tokenizer *t, const json_tree *d, int64_t added)
 {
     if (added == NONE) return ESP_OK;
-    if (!(t->added = esp_malloc((d->after[added] - added) * (int64_t)sizeof *t->added))) return ESP_EMEM;
-    for (int64_t i = added + 1; d->e[i].kind == ESP_JSON_OBJECT; i = d->after[i]) {
+    int single_word = 0;
+    if (!(t->added = esp_malloc((d->after[added] - added) / 2 * (int64_t)sizeof *t->added + 1))) return ESP_EMEM;
+    for (int64_t i = first_item(d, added); is_item(d, i); i = d->after[i]) {
         added_token *a = &t->added[t->added_count++];
-        *a = (added_token){.special = flag_of(d, i, "special", 0), .lstrip = flag_of(d, i, "lstrip", 0), .rstrip = flag_of(d, i, "rstrip", 0),
-                           .single_word = flag_of(d, i, "single_word", 0)};
-        TRY(id_at(&a->id, d, get(d, i, "id"), "added token"));
+        *a = (added_token){.special = esp_tree_flag(d, i, "special", 0), .lstrip = esp_tree_flag(d, i, "lstrip", 0), .rstrip = esp_tree_flag(d, i, "rstrip", 0),
+                           .single_word = esp_tree_flag(d, i, "single_word", 0)};
+        a->normalized = esp_tree_flag(d, i, "normalized", !a->special);
+        single_word |= a->single_word;
+        const esp_json_event *content = &d->e[esp_tree_get(d, i, "content")];
+        TRY(id_at(&a->id, d, esp_tree_get(d, i, "id"), content->text));
+        int32_t known = esp_tokenizer_find(t, content->text, content->bytes);
+        if (known != a->id) return REFUSE("%s: the added token '%.100s' has the id %d, the vocabulary gives it %d", d->path, content->text, a->id, known);
     }
+    static const char word[] = "[" ESP_WORDS "\\x{200c}\\x{200d}]";
+    if (single_word) TRY(esp_pattern_new(&t->word_character, word, sizeof word - 1, d->path));
     return ESP_OK;
-}
-
-static int read_model(esp_tokenizer *t, const document *d, int64_t model, int64_t added)
-{
-    const char *type = type_of(d, model);
-    /* Files of older versions leave the type out. */
-    if (!is(type, "BPE") && !(is(type, "") && get(d, model, "merges") != NONE)) return REFUSE("%s: the model type is '%s', want BPE", d->path, type);
-    for (int i = 0; i < 2; i++) {
-        const char *name = i == 0 ? "continuing_subword_prefix" : "end_of_word_suffix";
-        if (text_of(d, get(d, model, name))[0]) return REFUSE("%s: model.%s '%s' is not known", d->path, name, text_of(d, get(d, model, name)));
-    }
-    TRY(read_vocabulary(t, d, model, added));
-    TRY(read_merges(t, d, get(d, model, "merges")));
-    TRY(read_added(t, d, added));
-    t->ignore_merges = flag_of(d, model, "ignore_merges", 0);
-    const char *unk = text_of(d, get(d, model, "unk_token"));
-    t->unk = *unk ? esp_tokenizer_find(t, unk, (int64_t)strlen(unk)) : -1;
-    if (!flag_of(d, model, "byte_fallback", 0)) return ESP_OK;
-    static const char digits[] = "0123456789ABCDEF";
-    for (int b = 0; b < 256; b++) {
-        char name[] = {'<', '0', 'x', digits[b >> 4], digits[b & 15], '>'};
-        t->byte_id[b] = esp_tokenizer_find(t, name, 6);
-        if (t->byte_id[b] >= 0) t->pieces[t->byte_id[b]].type = ESP_PIECE_BYTE;
-    }
-    return ESP_OK;
-}
-
-/* ---- normalizer and pre-tokenizer: a part, or a sequence of parts ---- */
-
-static int add_split(esp_tokenizer *t, const document *d, const char *pattern, int64_t bytes)
-{
-    if (t->split_count == MOST_SPLITS) return REFUSE("%s: more than %d pre-tokenizers", d->path, (int)MOST_SPLITS);
-    TRY(esp_split_new(&t->splits[t->split_count], pattern, bytes, d->path));
-    t->split_count++;
-    return ESP_OK;
-}
-
-static int read_normalizer(esp_tokenizer *t, const document *d, int64_t at)
-{
-    const char *type = type_of(d, at);
-    if (kind_of(d, at) == ESP_JSON_NULL) return ESP_OK;
-    if (is(type, "Sequence")) {
-        int64_t list = get(d, at, "normalizers");
-        for (int64_t i = list + 1; kind_of(d, list) == ESP_JSON_ARRAY && d->e[i].kind != ESP_JSON_ARRAY_END; i = d->after[i]) TRY(read_normalizer(t, d, i));
-        return ESP_OK;
-    }
-    if (is(type, "NFC")) {
-        t->nfc = 1;
-        return ESP_OK;
-    }
-    if (is(type, "Prepend") && is(text_of(d, get(d, at, "prepend")), "\xe2\x96\x81")) {
-        t->dummy_prefix = 1;
-        return ESP_OK;
-    }
-    if (is(type, "Replace") && is(text_of(d, get(d, at, "content")), "\xe2\x96\x81") && is(text_of(d, get(d, get(d, at, "pattern"), "String")), " ")) {
-        t->escape_spaces = 1;
-        return ESP_OK;
-    }
-    return REFUSE("%s: the normalizer '%s' with these options is not known", d->path, type);
-}
-
-/* GPT-2's words: contractions, letters, digits and signs with a space before them, and runs of spaces. */
-static const char gpt2[] = "'s|'t|'re|'ve|'m|'ll|'d| ?\\p{L}+| ?\\p{N}+| ?[^\\s\\p{L}\\p{N}]+|\\s+(?!\\S)|\\s+";
-
-static int read_split(esp_tokenizer *t, const document *d, int64_t at)
-{
-    int64_t regex = get(d, get(d, at, "pattern"), "Regex");
-    if (!is(text_of(d, get(d, at, "behavior")), "Isolated") || flag_of(d, at, "invert", 0) || regex == NONE) {
-        return REFUSE("%s: the pre-tokenizer Split is known with a Regex, behavior Isolated and not inverted only", d->path);
-    }
-    return add_split(t, d, d->e[regex].text, d->e[regex].bytes);
-}
-
-static int read_pre_tokenizer(esp_tokenizer *t, const document *d, int64_t at)
-{
-    const char *type = type_of(d, at);
-    if (kind_of(d, at) == ESP_JSON_NULL) return ESP_OK;
-    if (is(type, "Sequence")) {
-        int64_t list = get(d, at, "pretokenizers");
-        for (int64_t i = list + 1; kind_of(d, list) == ESP_JSON_ARRAY && d->e[i].kind != ESP_JSON_ARRAY_END; i = d->after[i]) TRY(read_pre_tokenizer(t, d, i));
-        return ESP_OK;
-    }
-    if (is(type, "ByteLevel")) {
-        t->byte_level = 1;
-        t->prefix_space = flag_of(d, at, "add_prefix_space", 1);
-        return flag_of(d, at, "use_regex", 1) ? add_split(t, d, gpt2, sizeof gpt2 - 1) : ESP_OK;
-    }
-    if (is(type, "Split")) return read_split(t, d, at);
-    if (is(type, "Digits")) return flag_of(d, at, "individual_digits", 0) ? add_split(t, d, "\\p{N}", 5) : add_split(t, d, "\\p{N}+", 6);
-    if (is(type, "Metaspace") && is(text_of(d, get(d, at, "replacement")), "\xe2\x96\x81") && !flag_of(d, at, "split", 1)) {
-        const char *scheme = text_of(d, get(d, at, "prepend_scheme"));
-        t->escape_spaces = 1;
-        t->dummy_prefix = !is(scheme, "never");
-        return ESP_OK;
-    }
-    return REFUSE("%s: the pre-tokenizer '%s' with these options is not known", d->path, type);
 }
 
 static int32_t first_of(const esp_tokenizer *t, const char *const *names)
@@ -264,29 +212,30 @@ static int32_t first_of(const esp_tokenizer *t, const char *const *names)
     return -1;
 }
 
-static int read_all(esp_tokenizer *t, const document *d)
+static int read_all(esp_tokenizer *t, const json_tree *d)
 {
     if (d->e[0].kind != ESP_JSON_OBJECT) return REFUSE("%s is no JSON object", d->path);
-    int64_t added = get(d, 0, "added_tokens");
+    t->json = 1;
+    int64_t added = esp_tree_get(d, 0, "added_tokens");
     if (kind_of(d, added) != ESP_JSON_ARRAY) added = NONE;
-    TRY(read_model(t, d, get(d, 0, "model"), added));
-    TRY(read_normalizer(t, d, get(d, 0, "normalizer")));
-    TRY(read_pre_tokenizer(t, d, get(d, 0, "pre_tokenizer")));
-    t->kind = t->byte_level ? "byte-level BPE" : "byte-fallback BPE";
+    TRY(read_model(t, d, esp_tree_get(d, 0, "model"), added));
+    TRY(read_added(t, d, added));
+    TRY(esp_read_parts(t, d));
+    t->kind = t->model == MODEL_UNIGRAM ? "unigram" : t->byte_level ? "byte-level BPE" : "byte-fallback BPE";
     /* tokenizer_config.json has the last word (read in Lua); these are the usual names. */
-    static const char *const bos[] = {"<s>", "<|begin_of_text|>", "<|im_start|>", "<|endoftext|>", NULL};
-    static const char *const eos[] = {"</s>", "<|end_of_text|>", "<|im_end|>", "<|endoftext|>", NULL};
-    t->bos = first_of(t, bos);
+    static const char *const bos[] = {"<s>", "<|begin_of_text|>", "<bos>", "<|im_start|>", "<|endoftext|>", NULL};
+    static const char *const eos[] = {"</s>", "<|end_of_text|>", "<eos>", "<|im_end|>", "<|endoftext|>", NULL};
+    t->bos = t->before.count ? t->before.id[0] : first_of(t, bos);
     t->eos = first_of(t, eos);
-    return ESP_OK;
+    return esp_added_prepare(t);
 }
 
 int esp_load_tokenizer_json(esp_tokenizer *t, const char *data, int64_t bytes, const char *path)
 {
     esp_json *j;
     TRY(esp_json_parse(&j, data, bytes, path));
-    document d = {.path = path};
-    int code = index_document(&d, j);
+    json_tree d = {.path = path};
+    int code = esp_tree_index(&d, j);
     if (code == ESP_OK) code = read_all(t, &d);
     esp_free(d.after);
     esp_json_free(j);

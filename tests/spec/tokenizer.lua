@@ -37,6 +37,44 @@ t.test("tokenizer.json gives the ids of GPT-2", function()
   check(esp.tokenizer.load(t.shared "data/tokenizers/gpt2/hf_tokenizer.json"), "data/tokenizers/gpt2/ggml-vocab-gpt-2.gguf")
 end)
 
+t.test("tokenizer.json gives the ids of Phi-3, whose vocabulary begins as LLaMA 2's", function()
+  check(esp.tokenizer.load(t.shared "data/tokenizers/llama2/hf_tokenizer.json"), "data/tokenizers/others/ggml-vocab-phi-3.gguf")
+end)
+
+t.test("tiktoken's ranks give the ids of Llama 3", function()
+  local tok = esp.tokenizer.load(t.shared "data/tokenizers/llama3/tokenizer.model")
+  check(tok, "data/tokenizers/llama3/ggml-vocab-llama-bpe.gguf")
+  t.equal({ tok.kind, tok.vocab, tok.bos, tok.eos, tok.add_bos, tok:id "<|eot_id|>", tok:id "<|reserved_special_token_247|>" },
+    { "tiktoken", 128256, 128000, 128001, true, 128009, 128255 })
+  t.equal(tok:encode("<|eot_id|>x", { special = true, template = true }), { 128000, 128009, 87 })
+  t.equal(#tok:encode "<|eot_id|>", 7)
+  t.fails("cannot be written in another format", tok.vocabulary, tok)
+end)
+
+t.test("prompts of ggml have the ids of GPT-2", function()
+  local tok, count = esp.tokenizer.load(t.shared "data/tokenizers/gpt2/hf_tokenizer.json"), 0
+  for line in t.read(t.shared "data/tokenizers/gpt2/ggml_prompts_gpt-2.txt"):gmatch "[^\n]+" do
+    local text, list = line:match "^(.*) => ([%d,]+)$"
+    t.equal(table.concat(tok:encode(text), ","), list, text)
+    count = count + 1
+  end
+  t.ok(count > 50, count .. " prompts")
+end)
+
+t.test("the plans of tiktoken's tests hold for every vocabulary that is there", function()
+  local tok = { r50k_base = esp.tokenizer.load(t.shared "data/tokenizers/gpt2/hf_tokenizer.json"),
+    cl100k_base = esp.tokenizer.load(t.shared "data/tokenizers/tiktoken/cl100k_base.tiktoken") }
+  local count = 0
+  local plans = t.read(t.shared "data/tokenizers/tiktoken/TestPlans.txt")
+  for name, text, list in plans:gmatch "EncodingName: (%S+)\r?\nSample: (.-)\r?\nEncoded: (%b[])" do
+    if tok[name] then
+      t.equal("[" .. table.concat(tok[name]:encode(text, { special = true }), ", ") .. "]", list, name .. ": " .. text:sub(1, 60))
+      count = count + 1
+    end
+  end
+  t.equal(count, 130)
+end)
+
 t.test("llama2.c .bin and sentencepiece .model agree", function()
   local a = esp.tokenizer.load(t.shared "data/models/stories260K/tok512.model")
   local b = esp.tokenizer.load(t.shared "data/models/stories260K/tok512.bin", { vocab = 512 })
@@ -50,7 +88,16 @@ t.test("a tokenizer tells what another format needs of it", function()
   t.equal({ v.model, #v.pieces, #v.scores, #v.types, #v.merges }, { "gpt2", 50257, 50257, 50257, 50000 })
   t.equal({ v.merges[1], v.merges[50000] }, { "Ġ t", "Ġg azed" })
   t.equal({ v.pieces[50257], v.types[50257], v.types[1] }, { "<|endoftext|>", 3, 1 })
+  t.equal(v.pre, "gpt-2")
+  t.equal(esp.tokenizer.load(t.shared "data/tokenizers/others/smollm_tokenizer.json"):vocabulary().pre, "smollm")
+  local byrules = esp.tokenizer.load(t.shared "data/tokenizers/llama2/hf_tokenizer.json"):vocabulary()
   v = esp.tokenizer.load(t.shared "data/tokenizers/llama2/tokenizer.model"):vocabulary()
+  -- The rules were made of the scores: both order the pieces alike.
+  local order = {}
+  for id = 260, 31999 do if byrules.scores[id] < 0 and v.scores[id] < 0 then order[#order + 1] = { byrules.scores[id], v.scores[id], id } end end
+  table.sort(order, function(a, b) return a[1] > b[1] end)
+  for i = 2, #order do t.ok(order[i - 1][2] >= order[i][2], "piece " .. order[i][3] - 1 .. " is out of order") end
+  t.ok(#order > 20000, #order .. " pieces by rules")
   t.equal({ v.model, #v.merges, v.bos, v.eos, v.unk, v.pad }, { "llama", 0, 1, 2, 0, nil })
   t.equal({ v.types[1], v.types[2], v.types[4], v.types[260], v.pieces[4], v.pieces[260], v.scores[261] }, { 2, 3, 6, 1, "<0x00>", "▁▁", -1 })
 end)
@@ -75,10 +122,13 @@ t.test("damaged tokenizers are refused in one sentence", function()
   refused("a.model", "", "no pieces")
   refused("tok.bin", "\1\0\0\0\0\0\128\63\255\255\255\127", "has 2147483647 bytes")
   refused("a.json", "[]", "no JSON object")
-  refused("a.json", '{"model":{"type":"WordPiece"}}', "'WordPiece', want BPE")
+  refused("a.json", '{"model":{"type":"WordPiece"}}', "'WordPiece', want BPE or Unigram")
   refused("a.json", '{"model":{"type":"BPE","vocab":{"a":0},"merges":["a b"]}}', "not in the vocabulary")
   refused("a.json", '{"model":{"type":"BPE","vocab":{"a":0,"b":0},"merges":[]}}', "same id")
   refused("a.json", '{"model":{"type":"BPE","vocab":{"a":0},"merges":[]},"pre_tokenizer":{"type":"Mystery"}}', "'Mystery'")
   refused("a.json", '{"model":{"type":"BPE","vocab":{"a":0},"merges":[]},"normalizer":{"type":"Odd"}}', "'Odd'")
   refused("a.txt", "", "no tokenizer by its name")
+  refused("a.tiktoken", "IQ== 0\nIg== 2\n", "line 2 is not a piece in base64, a space and the rank 1")
+  refused("a.tiktoken", "IQ== 0\n!g== 1\n", "line 2 is not base64")
+  refused("a.tiktoken", "IQ== 0\n", "1 ranks; known are")
 end)
