@@ -246,8 +246,8 @@ typedef struct symbol {
 } symbol;
 
 typedef struct candidate {
-    double cost;
-    int32_t left, bytes;                   /* bytes of both when it was made: tells stale ones */
+    uint64_t key;                          /* cost, and below it the left symbol */
+    int32_t bytes;                         /* of both when it was made: tells stale ones */
     int32_t whole;
 } candidate;
 

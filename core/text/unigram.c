@@ -17,14 +17,15 @@ static int walk(esp_worker *w, const char *text, int64_t bytes)
     paths[0] = (best_path){0, 0, -1};
     for (int64_t at = 0, n; at < bytes; at += n) {
         n = esp_utf8_length(text + at);
-        int alone = 0;
+        int alone = 0, characters = 0;
         esp_walk k;
         esp_prefixes_begin(&t->lattice, &k);
         while (at + k.depth < bytes && esp_prefixes_step(&t->lattice, &k, text[at + k.depth])) {
+            characters += ((unsigned char)text[at + k.depth - 1] & 0xc0) != 0x80;
             if (k.id < 0) continue;
             const piece *p = &t->pieces[k.id];
             /* A piece of the user's is better than any other way through the same characters (sentencepiece gives it this score). */
-            double score = t->single && p->type == ESP_PIECE_USER ? (double)((float)k.depth * (float)t->best_score) - 0.1 : p->score;
+            double score = t->single && p->type == ESP_PIECE_USER ? (double)((float)characters * (float)t->best_score) - 0.1 : p->score;
             reach(t, &paths[at + k.depth], score + paths[at].score, at, k.id);
             alone |= k.depth == n;
         }

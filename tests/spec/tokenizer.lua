@@ -112,6 +112,71 @@ t.test("ids go into the caller's buffer, or it is told how many there are", func
   t.equal(tonumber(n[0]), 3)
 end)
 
+-- Random texts from a fixed seed: bytes, characters of every plane, and scraps that tokenizers treat in their own ways.
+local scraps = { " ", "  ", "\n", "\r\n", "\t", "'s", "'LL", "<s>", "</s>", "<|endoftext|>", "<|eot_id|>", "[INST]",
+  "<0x41>", "▁", "\194\160", "é", "e\204\129", "12345", "日本",
+  "\240\159\152\128", "\226\128\139", "abc", "ABC", "ſ", "()", "//" }
+local function random_text(random)
+  local parts, kind = {}, random(3)
+  for i = 1, random(24) do
+    if kind == 1 then parts[i] = string.char(random(0, 255)) end
+    if kind == 2 then
+      local c = random(0, random(4) == 1 and 0x10ffff or 0x7ff)
+      parts[i] = c < 0x80 and string.char(c) or c < 0x800 and string.char(0xc0 + math.floor(c / 64), 0x80 + c % 64)
+        or c < 0x10000 and string.char(0xe0 + math.floor(c / 4096), 0x80 + math.floor(c / 64) % 64, 0x80 + c % 64)
+        or string.char(0xf0 + math.floor(c / 262144), 0x80 + math.floor(c / 4096) % 64, 0x80 + math.floor(c / 64) % 64, 0x80 + c % 64)
+    end
+    if kind == 3 then parts[i] = scraps[random(#scraps)] end
+  end
+  return table.concat(parts)
+end
+
+t.test("random bytes are encoded and come back, or are refused as no UTF-8", function()
+  local count = tonumber(os.getenv "ESPALIER_RANDOM_STRINGS" or 1000)
+  local names = { "gpt2/hf_tokenizer.json", "llama2/hf_tokenizer.json", "others/smollm_tokenizer.json", "llama2/tokenizer.model",
+    "llama3/tokenizer.model" }
+  for _, name in ipairs(names) do
+    local tok = esp.tokenizer.load(t.shared("data/tokenizers/" .. name))
+    math.randomseed(7)
+    local refused = 0
+    for _ = 1, count do
+      local text = random_text(math.random)
+      -- LLaMA 2's tokenizer.json puts a space behind every special token, so they are left to be text.
+      local ok, ids = pcall(tok.encode, tok, text, { special = name ~= "llama2/hf_tokenizer.json" })
+      if ok then
+        local back = tok:decode(ids, { special = true })
+        -- The model of LLaMA 2 writes a space and its sign alike.
+        if name:match "^llama2" then text, back = text:gsub("▁", " "), back:gsub("▁", " ") end
+        -- SmolLM's vocabulary lacks bytes that no text of its training had.
+        if name ~= "others/smollm_tokenizer.json" then t.equal(back, text, name) end
+      else
+        t.ok(tostring(ids):find("of the text is no UTF-8", 1, true), tostring(ids))
+        refused = refused + 1
+      end
+    end
+    t.ok(refused > count / 8 and refused < count / 2, refused .. " of " .. count .. " were refused")
+  end
+end)
+
+t.test("a long run of one letter takes no longer than its length", function()
+  local tok = esp.tokenizer.load(t.shared "data/tokenizers/gpt2/hf_tokenizer.json")
+  for _, letter in ipairs { "a", " ", ".", "1" } do
+    local start = esp.ffi.C.esp_clock()
+    t.equal(tok:decode(tok:encode(letter:rep(200000))), letter:rep(200000))
+    t.ok(esp.ffi.C.esp_clock() - start < 10, "200 kB of " .. letter .. " took ten seconds")
+  end
+end)
+
+t.test("a folder with both takes tokenizer.json and says so", function()
+  local dir = t.folder()
+  t.write(dir .. "/tokenizer.json", t.read(t.shared "data/golden/lm-eval/tokenizer-stories260K/tokenizer.json"))
+  t.write(dir .. "/tokenizer.model", t.read(t.shared "data/models/stories260K/tok512.model"))
+  local tok = esp.tokenizer.load(dir)
+  t.equal(tok.path, dir .. "/tokenizer.json")
+  t.equal(tok.passed_over, dir .. "/tokenizer.model")
+  t.ok(tostring(tok):find("tokenizer.model beside it is not used", 1, true), tostring(tok))
+end)
+
 t.test("damaged tokenizers are refused in one sentence", function()
   local dir = t.folder()
   local function refused(name, content, part)

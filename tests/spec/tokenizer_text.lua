@@ -1,5 +1,5 @@
 --- Ids of whole texts against those of the tokenizers, sentencepiece and tiktoken packages: hashes in tests/golden/tokenizers, made by the script
--- there. The shorter texts (eight languages, prose, web pages); with ESPALIER_ALL_TEXTS all of them.
+-- there. The shorter texts (eight languages, prose, web pages; three of them line by line too), or all of them with ESPALIER_ALL_TEXTS.
 local t = ...
 
 local esp = require "espalier"
@@ -53,7 +53,9 @@ for name, texts in pairs(golden) do
       if (#text < 340000 and not path:match "devtest$") or os.getenv "ESPALIER_ALL_TEXTS" then
         local ids, n = ids_of(tok, text, special)
         t.equal({ n, hash(ids, n) }, { want[1], want[2] }, path)
-        t.equal(hash_lines(tok, text, special), want[3], "lines of " .. path)
+        if os.getenv "ESPALIER_ALL_TEXTS" or path:match "/[ahj]%l+_%a+%.dev$" then
+          t.equal(hash_lines(tok, text, special), want[3], "lines of " .. path)
+        end
         if promises[name] then t.ok(decoded(tok, ids, n) == text, "decoding does not give back " .. path) end
         count = count + 1
       end
