@@ -22,10 +22,14 @@ static int64_t trie_bytes(const char *map)
 int esp_charsmap_check(const char *map, int64_t bytes, const char *where)
 {
     if (bytes < 8 || trie_bytes(map) < 4 || trie_bytes(map) % 4 || trie_bytes(map) > bytes - 5 || map[bytes - 1] != 0) {
-        return esp_fail(ESP_EFORMAT, "%s: the precompiled character map of %lld bytes is no whole map", where, (long long)bytes);
+        return esp_fail(ESP_EFORMAT, "%s: the precompiled character map is no whole map", where);
     }
+    int64_t texts = 4 + trie_bytes(map);
+    if (esp_utf8_invalid(map + texts, bytes - texts) >= 0) return esp_fail(ESP_EFORMAT, "%s: the precompiled character map holds texts that are no UTF-8", where);
     return ESP_OK;
 }
+
+static int inside_character(const char *text) { return ((unsigned char)*text & 0xc0) == 0x80; }
 
 /* Units as darts-clone packs them: label in the low byte, offset above bit 10 (bit 9: times 256), bit 8: a value is stored at the offset. */
 static uint32_t offset_of(uint32_t unit) { return (unit >> 10) << ((unit & 512) >> 6); }
@@ -45,7 +49,9 @@ int64_t esp_charsmap_find(const char *map, int64_t map_bytes, const char *text, 
         if (node >= units) break;
         if (unit >> 8 & 1) {
             uint32_t value = unit_at(map, node) & 0x7fffffff;
-            if (value >= (uint64_t)(end - texts)) break;
+            /* What is read and what is written are whole characters. */
+            if (value >= (uint64_t)(end - texts) || inside_character(texts + value)) break;
+            if (i + 1 < bytes && inside_character(text + i + 1)) continue;
             *to = texts + value;
             longest = i + 1;
             if (shortest) break;

@@ -93,7 +93,7 @@ int esp_tokenizer_encode(int32_t **ids, int64_t *count, const esp_tokenizer *t, 
     int32_t *all = code == ESP_OK ? esp_malloc(w->out.count * 4) : NULL;
     if (code == ESP_OK && !all) code = ESP_EMEM;
     if (code == ESP_OK) {
-        memcpy(all, w->out.id, (size_t)w->out.count * 4);
+        if (w->out.count) memcpy(all, w->out.id, (size_t)w->out.count * 4);
         *ids = all;
         *count = w->out.count;
     }
@@ -109,8 +109,8 @@ int esp_tokenizer_encode_into(int32_t *ids, int64_t room, int64_t *count, const 
     int code = encode(w, text, bytes, special);
     if (code == ESP_OK) {
         *count = w->out.count;
-        if (*count <= room) memcpy(ids, w->out.id, (size_t)*count * 4);
-        else code = esp_fail(ESP_ESHAPE, "tokenizer: the text has %lld ids, there is room for %lld", (long long)*count, (long long)room);
+        if (*count > room) code = esp_fail(ESP_ESHAPE, "tokenizer: the text has %lld ids, there is room for %lld", (long long)*count, (long long)room);
+        else if (*count) memcpy(ids, w->out.id, (size_t)*count * 4);
     }
     esp_worker_give(w);
     return code;

@@ -67,6 +67,7 @@ static int read_piece(esp_tokenizer *t, reader r)
         else if (f.number == 2) score = f.real;
         else if (f.number == 3) type = (int)f.value;
     }
+    if (esp_utf8_invalid(text, bytes) >= 0) return esp_fail(ESP_EFORMAT, "%s: piece %lld is no UTF-8", r.path, (long long)t->count);
     if (!isfinite(score)) return esp_fail(ESP_EFORMAT, "%s: the score of piece %lld is not a finite number", r.path, (long long)t->count);
     if (type < ESP_PIECE_NORMAL || type > ESP_PIECE_BYTE) return esp_fail(ESP_EFORMAT, "%s: piece %lld has the unknown type %d", r.path, (long long)t->count, type);
     if (type == ESP_PIECE_BYTE) {

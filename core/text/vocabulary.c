@@ -18,7 +18,7 @@ int esp_text_room(esp_text *to, int64_t more)
 int esp_text_add(esp_text *to, const char *text, int64_t bytes)
 {
     if (to->bytes + bytes > to->room) TRY(esp_text_room(to, bytes + to->bytes / 2 + 64));
-    memcpy(to->at + to->bytes, text, (size_t)bytes);
+    if (bytes) memcpy(to->at + to->bytes, text, (size_t)bytes);
     to->bytes += bytes;
     return ESP_OK;
 }
@@ -44,7 +44,7 @@ int esp_ids_push(esp_ids *ids, int32_t id)
 int esp_ids_append(esp_ids *ids, const int32_t *id, int64_t count)
 {
     TRY(ids_room(ids, count));
-    memcpy(ids->id + ids->count, id, (size_t)count * 4);
+    if (count) memcpy(ids->id + ids->count, id, (size_t)count * 4);
     ids->count += count;
     return ESP_OK;
 }
