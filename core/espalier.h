@@ -71,6 +71,7 @@ int64_t esp_rss(void);             /* resident bytes of this process now */
 int64_t esp_rss_peak(void);        /* ... and at most */
 int64_t esp_memory_available(void);/* bytes this machine (or this cgroup) could still give */
 const char *esp_cpu_name(void);    /* model name of the processor */
+const char *esp_isa_name(void);    /* instruction set of the kernels written for one: "avx512_bf16" or "generic"; ESPALIER_ISA lowers it */
 const char *esp_blas_core(void);   /* core type that OpenBLAS was opened with, e.g. "SkylakeX" */
 
 /* ---- tensors --------------------------------------------------------------------------------------------------------- */
@@ -141,6 +142,17 @@ enum esp_activation { ESP_SILU = 0, ESP_GELU_TANH = 1, ESP_RELU2 = 2 };
     /* dw = dy^T x, dw += dy^T x */ \
     X(linear_dw, (esp_tensor *dw, const esp_tensor *dy, const esp_tensor *x)) \
     X(linear_dw_acc, (esp_tensor *dw, const esp_tensor *dy, const esp_tensor *x)) \
+    \
+    /* -- linear16.c: the same products in bf16: x, w, y and dy, f32 or bf16 as stored, are rounded to bf16 on their way in, sums are f32; a result \
+     * in bf16 is rounded once. Four rows or fewer of f32 come out as linear makes them. packed (or NULL): i32, what \
+     * pack16 made of w, for a weight that many calls share: w is then not read -- */ \
+    X(linear16, (esp_tensor *y, const esp_tensor *x, const esp_tensor *w, const esp_tensor *packed)) \
+    X(linear16_dx, (esp_tensor *dx, const esp_tensor *dy, const esp_tensor *w, const esp_tensor *packed)) \
+    X(linear16_dx_acc, (esp_tensor *dx, const esp_tensor *dy, const esp_tensor *w, const esp_tensor *packed)) \
+    X(linear16_dw, (esp_tensor *dw, const esp_tensor *dy, const esp_tensor *x)) \
+    X(linear16_dw_acc, (esp_tensor *dw, const esp_tensor *dy, const esp_tensor *x)) \
+    /* packed i32 [ceil(O/32)*32 * ceil(I/2)] of w [O,I] for linear16 (inputs = 1), or [ceil(I/32)*32 * ceil(O/2)] for linear16_dx (inputs = 0) */ \
+    X(pack16, (esp_tensor *packed, const esp_tensor *w, int inputs)) \
     \
     /* y[N,O] = x[N,O] + b[O]; y may be x (bias.c) */ \
     X(bias, (esp_tensor *y, const esp_tensor *x, const esp_tensor *b)) \

@@ -25,6 +25,8 @@ const esp_backend *esp_backend_of(const esp_tensor *t);
  * beta is 0 or 1. lda, ldb, ldc are row strides of the stored matrices. */
 void esp_gemm_block(int ta, int tb, int64_t m, int64_t n, int64_t k, float alpha, const float *a, int64_t lda, const float *b, int64_t ldb,
                     float beta, float *c, int64_t ldc);
+/* Up to so many rows a linear layer reads its weight once, as it is stored, and computes in f32: reading is all that counts then. */
+enum { ESP_FEW_ROWS = 4 };
 /* Opens the BLAS library (once); every op that calls esp_gemm_block calls this first, outside tasks. */
 int esp_gemm_open(void);
 

@@ -130,7 +130,7 @@ static int run(product p)
 
 /* ---- a few rows (decoding): each weight is read once, which is all that counts ---- */
 
-enum { FEW = 4, LANES = 16, OUTPUTS = 64 };
+enum { LANES = 16, OUTPUTS = 64 };
 
 static ESP_SIMD float dot_f32(const float *restrict x, const float *restrict w, int64_t n)
 {
@@ -179,7 +179,7 @@ int esp_cpu_linear(esp_tensor *y, const esp_tensor *x, const esp_tensor *w)
 {
     linear_args a;
     TRY(check(&a, "linear", x, "x", w, "w", y, "y", 'y'));
-    if (a.x.rows <= FEW) return esp_parallel(esp_ceil_div(a.w.rows, OUTPUTS), few_rows_block, &a);
+    if (a.x.rows <= ESP_FEW_ROWS) return esp_parallel(esp_ceil_div(a.w.rows, OUTPUTS), few_rows_block, &a);
     return run((product){.tb = 1, .b_dtype = a.w.dtype, .m = a.x.rows, .n = a.w.rows, .k = a.x.cols, .a = a.x.data, .lda = a.x.stride,
                          .b = a.w.data, .ldb = a.w.stride, .c = a.y.data, .ldc = a.y.stride});
 }

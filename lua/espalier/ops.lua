@@ -17,9 +17,9 @@ end
 
 -- ---- layers ----
 
---- y = x w^T + b; x [..,I], w [O,I], b [O] or nil -> [..,O].
-function ops.linear(x, w, b)
-  return (apply(rows.linear, { n = 3, need("linear", "x", x), need("linear", "w", w), b and need("linear", "b", b) }))
+--- y = x w^T + b; x [..,I], w [O,I], b [O] or nil -> [..,O]. precision: "f32" (nil), or "bf16" (operands rounded to bf16, sums f32).
+function ops.linear(x, w, b, precision)
+  return (apply(rows.linear, { n = 3, need("linear", "x", x), need("linear", "w", w), b and need("linear", "b", b) }, { precision = precision }))
 end
 
 --- x / sqrt(mean(x^2) + eps) * (w + offset) over the last dimension (1910.07467). offset: 0, or 1 where the weight is stored less 1 (Gemma).

@@ -62,27 +62,48 @@ function tape.apply(row, inputs, extra)
   return y, more
 end
 
+--- Frees a result that is used no more in the forward pass: at once where nothing is recorded; else backward computes it again when one of its
+-- operations reads it (a row's `reads` says which inputs those are; without it all). For what is cheap to make: norms, gates, views. What t:keep() marked stays.
+function tape.forget(t)
+  local node = t.node
+  if t.kept or (recording and t.requires_grad and not node) then return end
+  if node then t.forgotten = true end
+  t:free()
+  -- A view's bytes go when its base goes.
+  if node and node.row.name == "view" and node.inputs[1].node then tape.forget(node.inputs[1]) end
+end
+
 -- ---- backward ----
 
--- Adds g to what slot.grad holds. `shared`: somebody else reads g's bytes too, so they must not be added to in place.
+-- `shared` counts the headers over one gradient's bytes: while another one lives, they must not be added to in place.
+local function is_shared(g)
+  return g.shared and g.shared.n > 1
+end
+
+local function drop(g)
+  if g.shared then g.shared.n = g.shared.n - 1 end
+  g:free()
+end
+
+-- Adds g to what slot.grad holds.
 local function accumulate(slot, g, leaf)
   local have = slot.grad
   if not have then
-    if leaf and (g.shared or not g:is_dense()) then
+    if leaf and (is_shared(g) or not g:is_dense()) then
       slot.grad = tensor.clone(g)
-      g:free()
+      drop(g)
     else
       slot.grad = g
     end
-  elseif have.shared then
+  elseif is_shared(have) then
     local sum = tensor.clone(have)
     cops.scaled_acc(sum.c, g.c, 1)
-    have:free()
-    g:free()
+    drop(have)
+    drop(g)
     slot.grad = sum
   else
     cops.scaled_acc(have.c, g.c, 1)
-    g:free()
+    drop(g)
   end
   if leaf then slot.grad.kept = true end
 end
@@ -116,20 +137,35 @@ end
 -- A second header over g's bytes, for when one gradient goes to several inputs.
 local function alias(g)
   local other = tensor.as_strided(g, g.shape, g:strides(), 0)
-  other.shared, g.shared = true, true
+  g.shared = g.shared or { n = 1 }
+  g.shared.n = g.shared.n + 1
+  other.shared = g.shared
   return other
+end
+
+-- Computes a forgotten result again, and what it was made of where that was forgotten too.
+local function revive(t)
+  local node = t.node
+  for i = 1, node.inputs.n do
+    local x = node.inputs[i]
+    if x and x.forgotten then revive(x) end
+  end
+  t.c = node.row.forward(node.inputs, node.extra, false).c
+  t.forgotten = nil
 end
 
 -- The gradient that leaves one node goes to its inputs.
 local function step(node)
   local dy, inputs = node.grad, node.inputs
   check_unchanged(node)
-  local need, into = {}, {}
+  local need, into, reads = {}, {}, node.row.reads
   for i = 1, inputs.n do
     local x = inputs[i]
     need[i] = x and x.requires_grad or false
-    -- A leaf that already has a gradient lets the kernel add to it.
-    if need[i] and not x.node then into[i] = x.grad end
+    if x and x.forgotten and (not reads or reads[i]) then revive(x) end
+    -- A gradient that is there already lets the kernel add to it.
+    local have = need[i] and (x.node or x).grad
+    if have and not is_shared(have) and have:is_dense() then into[i] = have end
   end
   local given = { node.row.backward(dy, node, need, into) }
   local used = {}
@@ -141,11 +177,11 @@ local function step(node)
         used[given[i]] = true
         accumulate(x.node or x, g, not x.node)
       elseif g ~= dy then
-        g:free()
+        drop(g)
       end
     end
   end
-  if not used[dy] then dy:free() end
+  if not used[dy] then drop(dy) end
 end
 
 -- Drops what a node held; its result goes too, unless somebody keeps it.

@@ -3,7 +3,7 @@
 --   make bench      or      build/espalier tests/bench/kd.lua shape=15m python=python3
 --
 -- The work is that of torch_kd.py in the folder `torch`: teacher forward, student forward and backward with KL over the whole vocabulary, clipping,
--- AdamW; random weights and ids, tied embeddings, f32. Two steps warm up; the median of the others counts. Memory is the peak of the
+-- AdamW; random weights and ids, tied embeddings. Two steps warm up; the median of the others counts. Memory is the peak of the
 -- process less what it held before the models were made.
 
 local esp = require "espalier"
@@ -12,6 +12,7 @@ local C = esp.ffi.C
 
 local opt = esp.options(..., {
   shape = { "string", default = "15m", one_of = { "15m", "110m" }, help = "15m or 110m" },
+  precision = { "string", default = "bf16", one_of = { "f32", "bf16" }, help = "of our products" },
   steps = { "int", default = 8, help = "measured steps" },
   python = { "string", default = "python3", help = "a Python that has torch and transformers" },
   torch = { "path", default = "../shared/bench/torch_kd.py", help = "the program to run beside" },
@@ -35,8 +36,9 @@ local function ours()
     rows[r] = {}
     for i = 1, size.seq do rows[r][i] = (r * 7919 + i * 104729 + r * i * 31) % vocab end
   end
-  local run = esp.distill { teacher = model(size.teacher, 1), student = model(size.student, 2), data = esp.data.of(rows), batch = size.batch,
-    steps = opt.steps + 2, schedule = esp.schedule.cosine { peak = 1e-4, min = 1e-5, warmup = 1 }, quiet = true }
+  local run = esp.distill { teacher = model(size.teacher, 1), student = model(size.student, 2), data = esp.data.of(rows),
+    batch = size.batch, precision = opt.precision, steps = opt.steps + 2, quiet = true,
+    schedule = esp.schedule.cosine { peak = 1e-4, min = 1e-5, warmup = 1 } }
   local times = {}
   for i = 3, opt.steps + 2 do times[#times + 1] = run.steps[i].seconds - run.steps[i - 1].seconds end
   table.sort(times)
@@ -62,13 +64,13 @@ local function show(name, r)
   print(string.format("%-22s %8.0f tok/s (best %.0f)   peak %6.0f MB", name, r.tokens_per_s, r.best, r.peak_mb))
 end
 
-print(string.format("KD step, %s, %d x %d tokens, f32, %d threads, %s",
+print(string.format("KD step, %s, %d x %d tokens, %d threads, %s",
   opt.shape, size.batch, size.seq, C.esp_threads(), esp.ffi.string(C.esp_cpu_name())))
 local us = ours()
-show("espalier f32", us)
-local them, why = theirs "f32"
+show("espalier " .. opt.precision, us)
+local them, why = theirs(opt.precision)
 if them then
-  show("PyTorch " .. tostring(them.torch) .. " f32", them)
+  show("PyTorch " .. tostring(them.torch) .. " " .. opt.precision, them)
   print(string.format("%-22s %8.2f x speed              %6.2f x memory", "ratio", us.tokens_per_s / them.tokens_per_s, us.peak_mb / them.peak_mb))
 else
   print("PyTorch was not measured: " .. why)

@@ -13,6 +13,7 @@ local options = require "espalier.options"
 local budget = require "espalier.budget"
 local plan = require "espalier.plan"
 local export = require "espalier.export"
+local product = require "espalier.product"
 local fail = require "espalier.fail"
 
 local M = {}
@@ -25,7 +26,7 @@ local spec = {
   betas = { "list", default = { 0.9, 0.95 } }, eps = { "number", default = 1e-8 }, decay = { "number", default = 0.1 },
   seed = { "int", default = 0 }, order = { "string", default = "shuffled", one_of = { "shuffled", "sequential" } }, out = { "path" },
   held_out = { "table" }, evaluate_every = { "int" }, checkpoint_every = { "int", default = 1000 }, time = { "seconds" },
-  quiet = { "bool", default = false },
+  quiet = { "bool", default = false }, precision = { "string", default = "f32", one_of = product.names },
 }
 
 -- What distinguishes one run from another, as texts and numbers.
@@ -33,7 +34,7 @@ local function asked(o, student)
   local a = { loss = o.loss.name, schedule = o.schedule.name, student = hash(student), shape = shapes.text(student.shape),
     teacher = o.teacher and hash(o.teacher) or "none", data = o.data:digest(), seq = o.data.seq, rows = o.data:rows(),
     betas = table.concat(o.betas, ","), held_out = o.held_out and o.held_out:digest() or "none" }
-  for _, name in ipairs { "batch", "accumulate", "steps", "clip", "eps", "decay", "seed", "order" } do a[name] = o[name] end
+  for _, name in ipairs { "batch", "accumulate", "steps", "clip", "eps", "decay", "seed", "order", "precision" } do a[name] = o[name] end
   return a
 end
 
@@ -86,7 +87,8 @@ local function run(what, o, student)
     end
   end
   local model = student:clone()
-  local ok, metrics, evaluations = pcall(tape.outside_scopes, loop.run, o, model, store)
+  if o.teacher then o.teacher = o.teacher:in_precision(o.precision) end
+  local ok, metrics, evaluations = pcall(tape.outside_scopes, loop.run, o, model:in_precision(o.precision), store)
   if not ok then
     if store then store:close() end
     error(metrics, 0)
@@ -112,6 +114,7 @@ end
 -- run was resumed or already done; `student` itself never changes.
 -- data: of esp.data (or its split, whose held_out is then scored); loss (esp.loss.kl()); schedule (cosine from 1e-3); batch rows, accumulate;
 -- tokens or steps; clip 1; betas 0.9 0.95; eps 1e-8; decay 0.1 (matrices only); seed; order "shuffled" or "sequential"; out: folder of the run;
+-- precision of the products: "f32", or "bf16" (operands rounded to bf16, sums f32; weights, moments and the saved model stay f32);
 -- evaluate_every, checkpoint_every steps; time: cap ("10min"), then stopped as by an interrupt.
 -- Errors: what cannot fit in memory (naming a batch that would), held-out documents in the training data, a NaN loss, other options on a
 -- run's folder.

@@ -15,7 +15,7 @@ local quantity = require "espalier.quantity"
 local fail = require "espalier.fail"
 
 local C = core.C
-local M = {}
+local M = { pass = 1024 }
 
 -- Rows of step (from 1): the order of each epoch is drawn anew, or is that of the data.
 local function rows_of(o, step)
@@ -24,23 +24,22 @@ local function rows_of(o, step)
   return list
 end
 
--- Hidden states [N,C] of a model, unrecorded.
+-- States (hidden [N,C]) of a model, unrecorded.
 local function teacher_states(teacher, b)
   return tape.no_grad(tape.scope, function()
     local h = teacher:forward(b.ids, { first = b.first })
-    return tensor.view(h, { h.shape[1] * h.shape[2], h.shape[3] })
+    return teacher:states(tensor.view(h, { h.shape[1] * h.shape[2], h.shape[3] }))
   end)
 end
 
 -- Forward and backward of one part of a step's rows; counts are those of the whole step. Returns the loss's share.
 local function micro_step(o, model, b, counts)
   return tape.scope(function()
-    local th = o.teacher and teacher_states(o.teacher, b)
+    local teacher = o.teacher and teacher_states(o.teacher, b)
     local h = model:forward(b.ids, { first = b.first })
     local N = h.shape[1] * h.shape[2]
-    local loss, exact = head.loss { hidden = h:view(N, h.shape[3]), weight = model:head(), target = tensor.view(b.target, { N }), valid = b.valid,
-      positions = math.max(1, counts.positions), predictions = math.max(1, counts.predictions), loss = o.loss, teacher_hidden = th,
-      teacher_weight = th and o.teacher:head(), cap = model.shape.logit_cap, teacher_cap = th and o.teacher.shape.logit_cap }
+    local loss, exact = head.loss { states = model:states(h:view(N, h.shape[3])), target = tensor.view(b.target, { N }), valid = b.valid,
+      positions = math.max(1, counts.positions), predictions = math.max(1, counts.predictions), loss = o.loss, teacher = teacher }
     local value = exact:item()
     if value == value and math.abs(value) < math.huge then loss:backward() end
     return value
@@ -49,12 +48,13 @@ end
 
 local function one_step(o, model, optimizer, step)
   local rows, parts, counts = rows_of(o, step), {}, { positions = 0, predictions = 0 }
-  for i = 0, o.accumulate - 1 do
-    local list = {}
-    for r = 1, o.batch do list[r] = rows[i * o.batch + r] end
-    parts[i + 1] = o.data:batch(list)
-    counts.positions = counts.positions + parts[i + 1].positions
-    counts.predictions = counts.predictions + parts[i + 1].predictions
+  -- About M.pass tokens at a time go forward and backward, so that what is kept between the two does not grow with the batch.
+  local size = math.max(1, math.floor(M.pass / o.data.seq))
+  for from = 1, #rows, size do
+    local part = o.data:batch { unpack(rows, from, math.min(from + size - 1, #rows)) }
+    parts[#parts + 1] = part
+    counts.positions = counts.positions + part.positions
+    counts.predictions = counts.predictions + part.predictions
   end
   optimizer:zero_grad()
   local loss = 0

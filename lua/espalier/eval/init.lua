@@ -3,6 +3,7 @@
 local tape = require "espalier.tape"
 local core = require "espalier.ffi"
 local tokens = require "espalier.eval.tokens"
+local product = require "espalier.product"
 local options = require "espalier.options"
 local fail = require "espalier.fail"
 
@@ -37,14 +38,16 @@ function M.mean_with_interval(sums, counts)
   return mean, k > 1 and 1.96 * math.sqrt(spread * k / (k - 1)) / n or 0
 end
 
---- esp.evaluate{ model, data = held-out data, batch = 8, train = data that was trained on } -> { nll, perplexity, interval, predictions, documents }.
+--- esp.evaluate{ model, data = held-out data, batch = 8, train = data that was trained on, precision = "f32" or "bf16" } -> { nll, perplexity,
+-- interval, predictions, documents }.
 -- interval: half width of the 95 % interval over documents. Documents that are in `train` are refused.
 function M.evaluate(opt)
   opt = options.check("esp.evaluate", opt, { model = { "model" }, [1] = { "model" }, data = { "table", required = true },
-    batch = { "int", default = 8 }, train = { "table" } })
+    batch = { "int", default = 8 }, train = { "table" }, precision = { "string", one_of = product.names } })
   local model = opt.model or opt[1] or fail("esp.evaluate: option 'model' is missing")
   if opt.data.role == "train" then fail("esp.evaluate: the data is the training side of a split; score on held_out") end
   if opt.train then require("espalier.data").refuse_overlap(opt.train, opt.data, "esp.evaluate") end
+  if opt.precision then model = model:in_precision(opt.precision) end
   local lists = M.by_document(model, opt.data, opt.batch)
   local nll, interval = M.mean_with_interval(lists.nll, lists.predictions)
   local predictions = 0

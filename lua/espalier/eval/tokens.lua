@@ -4,13 +4,14 @@
 local tensor = require "espalier.tensor"
 local tape = require "espalier.tape"
 local core = require "espalier.ffi"
+local product = require "espalier.product"
 
 local c = core.ops
 local M = { chunk = 256 }
 
--- Logits of rows of hidden states, as model:states gives them, into s.
-local function project(s, hidden, states)
-  c.linear(s.c, hidden.c, states.weight.c)
+-- Logits of rows of hidden states, as model:states gives them, into s; head: the weight, or what its product packed of it.
+local function project(s, hidden, states, head)
+  product.of(states.precision).forward(s, hidden, head)
   if states.cap then c.softcap(s.c, s.c, states.cap) end
 end
 
@@ -20,14 +21,18 @@ local function each_chunk(states, full, count, visit)
   local function flat(x) return tensor.view(x, { count, x.shape[#x.shape] }) end
   local s, t = tensor.new { size, V }, full and tensor.new { size, V }
   local a, b = flat(states.hidden), full and flat(full.hidden)
+  local p, q = product.of(states.precision), full and product.of(full.precision)
+  local head, full_head = p.pack(states.weight), full and q.pack(full.weight)
   for at = 0, count - 1, size do
     local n = math.min(size, count - at)
     local function part(x) return tensor.narrow(x, 0, at, n) end
     local own, other = tensor.narrow(s, 0, 0, n), full and tensor.narrow(t, 0, 0, n)
-    project(own, part(a), states)
-    if full then project(other, part(b), full) end
+    project(own, part(a), states, head)
+    if full then project(other, part(b), full, full_head) end
     visit(own, other, part, n)
   end
+  p.unpack(head)
+  if full then q.unpack(full_head) end
 end
 
 -- What nll_and_kl and compare share; changes: also the lengths of changes of logits.

@@ -2,6 +2,7 @@
 
 local core = require "espalier.ffi"
 local tensor = require "espalier.tensor"
+local product = require "espalier.product"
 
 local c = core.ops
 local new, zeros = tensor.new, tensor.zeros
@@ -34,24 +35,29 @@ end
 
 -- Inputs: x, w and, or not, a bias.
 rows.linear = {
-  forward = function(i)
+  forward = function(i, extra)
     local y = new(shape_with(i[1], i[2].shape[1] or 0))
-    c.linear(y.c, i[1].c, i[2].c)
+    local p = product.of(extra.precision)
+    p.forward(y, i[1], i[2])
     if i[3] then c.bias(y.c, y.c, i[3].c) end
     return y
   end,
   backward = function(dy, node, need, into)
     local x, w, dx, dw, db = node.inputs[1], node.inputs[2], nil, nil, nil
-    if need[1] then
+    local p = product.of(node.extra.precision)
+    if need[1] and into[1] then
+      p.dx_acc(into[1], dy, w)
+      dx = true
+    elseif need[1] then
       dx = like(x)
-      c.linear_dx(dx.c, dy.c, w.c)
+      p.dx(dx, dy, w)
     end
     if need[2] and into[2] then
-      c.linear_dw_acc(into[2].c, dy.c, x.c)
+      p.dw_acc(into[2], dy, x)
       dw = true
     elseif need[2] then
       dw = like(w)
-      c.linear_dw(dw.c, dy.c, x.c)
+      p.dw(dw, dy, x)
     end
     if need[3] then db = column_sum(dy, w.shape[1], into[3]) end
     return dx, dw, db
@@ -93,6 +99,7 @@ rows.layernorm = {
 }
 
 rows.rope = {
+  reads = {},
   forward = function(i, extra)
     local y = like(i[1])
     c.rope(y.c, i[1].c, extra.cos.c, extra.sin.c, 0)
@@ -150,6 +157,7 @@ rows.softcap = {
 }
 
 rows.embedding = {
+  reads = {},
   forward = function(i, extra)
     local shape = {}
     for d, n in ipairs(extra.ids.shape) do shape[d] = n end

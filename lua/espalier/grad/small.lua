@@ -78,6 +78,7 @@ local function scaled(x, alpha)
 end
 
 binary("add", function(dy) return dy, dy end)
+rows.add.reads = {}
 binary("sub", function(dy, _, need) return dy, need[2] and scaled(dy, -1) or nil end)
 binary("mul", function(dy, node, need)
   local a, b = node.inputs[1], node.inputs[2]
@@ -203,6 +204,7 @@ rows.gather = {
 -- ---- views: extra.view(x) makes the same view of any tensor of x's shape; its gradient is written through that view ----
 
 rows.view = {
+  reads = {},
   forward = function(i, extra)
     return extra.view(i[1])
   end,

@@ -18,6 +18,7 @@ local file = require "espalier.io.file"
 local budget = require "espalier.budget"
 local progress = require "espalier.progress"
 local quantity = require "espalier.quantity"
+local product = require "espalier.product"
 local options = require "espalier.options"
 local fail = require "espalier.fail"
 
@@ -181,21 +182,23 @@ end
 -- task = function(model) .. end }.
 -- metrics: a list of metrics (names or tables) whose own statistics are to be collected. out: a file of the statistics: written when done, every
 -- minute and on Ctrl-C; the same call goes on from it, and with more rows of the same data extends it. batch: rows at a time (4); time: stop
--- after that long ("10min"); quiet. Without out, Ctrl-C at the prompt returns the statistics of the rows that were done.
+-- after that long ("10min"); precision ("f32") of the products; quiet. Without out, Ctrl-C at the prompt returns the statistics of the rows that were done.
 function M.measure(model, data, opt)
   opt = options.check("esp.importance.measure", opt, { depth = { "any" }, grads = { "bool", default = false }, metrics = { "list" },
-    out = { "path" }, batch = { "int", default = 4 }, time = { "seconds" }, quiet = { "bool", default = false } })
+    out = { "path" }, batch = { "int", default = 4 }, time = { "seconds" }, precision = { "string", default = "f32", one_of = product.names },
+    quiet = { "bool", default = false } })
   if type(model) ~= "table" or not model.decoder then fail("measure: the first argument is %s, want a model", type(model)) end
   if data == nil then fail("measure: the calibration data is missing") end
   if opt.batch < 1 then fail("measure: batch = %d, want 1 or more rows", opt.batch) end
   data = batches.bind(model, data)
   local source = batches.of(data, opt.batch)
   refuse_if_too_big(model, source, opt)
-  local job = { model = model, opt = opt, depth = asked.depth(opt.depth, model.shape.layers) }
+  local job = { model = model:in_precision(opt.precision), opt = opt, depth = asked.depth(opt.depth, model.shape.layers) }
   local facts = { model = hash_of(model), source = model.source, reductions = {}, grads = opt.grads or nil,
     tokenizer = type(data) == "table" and data.tokenizer and data.tokenizer:hash() or nil }
   job.reductions = asked.reductions(opt.metrics, facts)
   local words = { opt.grads and "grads" or "no grads" }
+  if opt.precision ~= "f32" then words[2] = opt.precision end
   for _, scan in ipairs(job.depth and job.depth.scans or {}) do words[#words + 1] = scan.key end
   for _, r in ipairs(job.reductions) do words[#words + 1] = r.name end
   facts.asked = table.concat(words, " ")

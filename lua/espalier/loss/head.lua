@@ -7,6 +7,7 @@ local tensor = require "espalier.tensor"
 local tape = require "espalier.tape"
 local ops = require "espalier.ops"
 local core = require "espalier.ffi"
+local product = require "espalier.product"
 
 local c = core.ops
 local M = { chunk = 256 }
@@ -61,20 +62,24 @@ function row.forward(inputs, e, record)
   -- With one fused term the gradient overwrites the logits that it came from; several terms each need them, and so does a cap.
   local in_place = #e.terms == 1 and e.terms[1].kind ~= "token" and not e.cap
   local d_buffer = record and not in_place and tensor.new { size, V }
+  local p, q = product.of(e.precision), product.of(e.teacher_precision)
+  local head, teacher_head = p.pack(W, { backward = dh }), e.teacher_hidden and q.pack(e.teacher_weight)
   for at = 0, N - 1, size do
     local n = math.min(size, N - at)
     local function part(x) return tensor.narrow(x, 0, at, n) end
     local s, t = tensor.narrow(s_buffer, 0, 0, n), t_buffer and tensor.narrow(t_buffer, 0, 0, n)
-    c.linear(s.c, part(h).c, W.c)
+    p.forward(s, part(h), head)
     if e.cap then c.softcap(s.c, s.c, e.cap) end
-    if t then c.linear(t.c, part(e.teacher_hidden).c, e.teacher_weight.c) end
+    if t then q.forward(t, part(e.teacher_hidden), teacher_head) end
     if t and e.teacher_cap then c.softcap(t.c, t.c, e.teacher_cap) end
     local ds = record and (in_place and s or tensor.narrow(d_buffer, 0, 0, n)) or nil
     chunk_loss(e, part, s, t, ds, tensor.narrow(loss_buffer, 0, 0, n), total)
     if ds and e.cap then c.softcap_backward(ds.c, ds.c, s.c, e.cap) end
-    if dh then c.linear_dx(part(dh).c, ds.c, W.c) end
-    if dW then c.linear_dw_acc(dW.c, ds.c, part(h).c) end
+    if dh then p.dx(part(dh), ds, head) end
+    if dW then p.dw_acc(dW, ds, part(h)) end
   end
+  p.unpack(head)
+  if teacher_head then q.unpack(teacher_head) end
   for _, b in ipairs { s_buffer, loss_buffer } do b:free() end
   if t_buffer then t_buffer:free() end
   if d_buffer then d_buffer:free() end
@@ -105,12 +110,14 @@ local function weigh(mask, factor)
   return w
 end
 
---- Loss (0-d f32 on the tape) of hidden states [N,C] through a head, and the same in f64. opt: hidden, weight; target i32 [N] (-1: no prediction);
+--- Loss (0-d f32 on the tape) of hidden states [N,C] through a head, and the same in f64. opt: states, of model:states(hidden);
+-- target i32 [N] (-1: no prediction);
 -- valid f32 [N] (0 at padding); positions, predictions: the counts to average over (kl and own losses over positions, ce over predictions);
--- teacher_hidden, teacher_weight; cap, teacher_cap: soft caps of the logits, or nil; loss: of esp.loss.
+-- teacher: the states of the teacher, or nil; loss: of esp.loss.
 function M.loss(opt)
-  local e = { terms = {}, target = opt.target, teacher_hidden = opt.teacher_hidden, teacher_weight = opt.teacher_weight,
-    cap = opt.cap, teacher_cap = opt.teacher_cap,
+  local t = opt.teacher
+  local e = { terms = {}, target = opt.target, precision = opt.states.precision, teacher_hidden = t and t.hidden, teacher_weight = t and t.weight,
+    teacher_precision = t and t.precision, cap = opt.states.cap, teacher_cap = t and t.cap,
     valid = weigh(opt.valid, 1 / opt.positions) }
   for i, term in ipairs(opt.loss.terms) do
     local own = {}
@@ -120,7 +127,7 @@ function M.loss(opt)
     elseif term.kind == "ce" then own.weight = tensor.full(opt.valid.shape, term.scale / opt.predictions) end
     e.terms[i] = own
   end
-  return tape.apply(row, { n = 2, opt.hidden, opt.weight }, e)
+  return tape.apply(row, { n = 2, opt.states.hidden, opt.states.weight }, e)
 end
 
 return M

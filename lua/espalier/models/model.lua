@@ -17,13 +17,15 @@ Model.__index = Model
 local M = { Model = Model }
 
 --- A model of a shape. opt.weights: { [hf_name] = tensor } (fresh ones where missing, from opt.seed and opt.std); opt.config: the parsed source
--- config; opt.source: its folder; opt.tokenizer; opt.lineage: list of what was done to it.
+-- config; opt.source: its folder; opt.tokenizer; opt.lineage: list of what was done to it;
+-- opt.precision: of products, "f32" (nil) or "bf16".
 function M.new(shape, opt)
   opt = opt or {}
   shapes.check(shape, "model")
   local decoder = tape.outside_scopes(nn.Decoder, shape, { weights = opt.weights, seed = opt.seed, std = opt.std })
-  return setmetatable({ shape = shape, decoder = decoder, config = opt.config, source = opt.source, tokenizer = opt.tokenizer,
-    lineage = opt.lineage or {} }, Model)
+  if opt.precision then decoder:products_in(opt.precision) end
+  return setmetatable({ shape = shape, decoder = decoder, precision = opt.precision, config = opt.config, source = opt.source,
+    tokenizer = opt.tokenizer, lineage = opt.lineage or {} }, Model)
 end
 
 --- { [hf_name] = tensor }: the weights themselves, not copies.
@@ -46,6 +48,13 @@ function Model:clone(opt)
   end)
   return M.new(shapes.copy(self.shape), { weights = weights, config = self.config, source = self.source, tokenizer = self.tokenizer,
     lineage = { unpack(self.lineage) } })
+end
+
+--- A model of the same weights whose products are made in "f32" or "bf16" (operands rounded to bf16, sums f32); itself where it already is one.
+function Model:in_precision(precision)
+  if precision == (self.precision or "f32") then return self end
+  return M.new(self.shape, { weights = self:parameters(), precision = precision, config = self.config, source = self.source,
+    tokenizer = self.tokenizer, lineage = self.lineage })
 end
 
 --- The tokenizer, opened from the source folder when first asked for.
@@ -92,15 +101,16 @@ function Model:head()
   return self.decoder:head()
 end
 
---- What the chunked losses take: { hidden = states after the final norm, weight = of the head, cap = logit_cap of the shape or nil }.
+--- What the chunked losses take: { hidden = states after the final norm, weight = of the head, cap = logit_cap of the shape or nil, precision = of
+-- the products }.
 function Model:states(hidden)
-  return { hidden = hidden, weight = self:head(), cap = self.shape.logit_cap }
+  return { hidden = hidden, weight = self:head(), cap = self.shape.logit_cap, precision = self.precision }
 end
 
 --- Logits [..,vocab] of states [..,hidden] after the final norm. Recorded unless inside esp.no_grad. weight: some rows [n, hidden] of the head, for
 -- logits [..,n].
 function Model:project(hidden, weight)
-  local logits = ops.linear(hidden, weight or self:head())
+  local logits = ops.linear(hidden, weight or self:head(), nil, self.precision)
   return self.shape.logit_cap and ops.softcap(logits, self.shape.logit_cap) or logits
 end
 

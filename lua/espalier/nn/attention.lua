@@ -3,6 +3,7 @@
 local Module = require "espalier.nn.module"
 local layers = require "espalier.nn.layers"
 local ops = require "espalier.ops"
+local tape = require "espalier.tape"
 local fail = require "espalier.fail"
 
 local Attention = Module.class("Attention", {}, { "q_proj", "k_proj", "v_proj", "o_proj", "q_norm", "k_norm" })
@@ -36,7 +37,10 @@ function Attention:prepare(x, norm, n, c)
   if self.qk_norm == "whole" then x = norm(x) end
   x = x:view(B, T, n, self.head_dim)
   if self.qk_norm == "head" then x = norm(x) end
-  return self.rotary and ops.rope(x, c.cos, c.sin) or x
+  if not self.rotary then return x end
+  local turned = ops.rope(x, c.cos, c.sin)
+  tape.forget(x)
+  return turned
 end
 
 --- x [B,T,hidden] -> [B,T,hidden]. c: cos, sin (rows of these positions), first (i32 [B,T] or nil), cache (of this layer, or nil),

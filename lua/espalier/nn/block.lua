@@ -6,6 +6,7 @@ local layers = require "espalier.nn.layers"
 local attention = require "espalier.nn.attention"
 local mlp = require "espalier.nn.mlp"
 local shapes = require "espalier.models.shape"
+local tape = require "espalier.tape"
 
 local Block = Module.class("Block", {}, { "input_layernorm", "self_attn", "post_attention_layernorm", "pre_feedforward_layernorm", "mlp",
   "post_feedforward_layernorm" })
@@ -47,8 +48,8 @@ local function new(opt)
   return setmetatable(block, Block)
 end
 
--- What a part adds to x, between the norms before and after it. sites: "norm1", "attention_out" or those of the MLP.
-function Block:added(x, part, before, after, sites, c)
+-- x and what a part adds to it, between the norms before and after it. sites: "norm1", "attention_out" or those of the MLP.
+function Block:plus(x, part, before, after, sites, c)
   local see, first, last = c.observe, self[before], self[after]
   local h = first and first(x) or x
   -- Without a norm before it a part reads the stream itself; what watches it sees a tensor, and so a gradient, of its own.
@@ -57,7 +58,10 @@ function Block:added(x, part, before, after, sites, c)
   local y = part(h, c)
   if last then y = last(y) end
   if see then see(sites[2], c.layer, y) end
-  return y
+  local sum = x + y
+  if first then tape.forget(h) end
+  tape.forget(y)
+  return sum
 end
 
 local attention_sites, mlp_sites = { "norm1", "attention_out" }, { "norm2", "mlp_out" }
@@ -68,10 +72,10 @@ function Block:forward(x, c)
   local see, names = c.observe, self.names
   if see then see("in", c.layer, x) end
   if self.self_attn and c.skip ~= "attention" then
-    x = x + self:added(x, self.self_attn, names.before_attention, names.after_attention, attention_sites, c)
+    x = self:plus(x, self.self_attn, names.before_attention, names.after_attention, attention_sites, c)
   end
   if see then see("mid", c.layer, x) end
-  if self.mlp and c.skip ~= "mlp" then x = x + self:added(x, self.mlp, names.before_mlp, names.after_mlp, mlp_sites, c) end
+  if self.mlp and c.skip ~= "mlp" then x = self:plus(x, self.mlp, names.before_mlp, names.after_mlp, mlp_sites, c) end
   if see then see("out", c.layer, x) end
   return x
 end

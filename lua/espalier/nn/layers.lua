@@ -21,6 +21,7 @@ end
 local Linear = Module.class("Linear", { "weight", "bias" })
 
 --- y = x weight^T + bias: nn.Linear{ inputs =, outputs = [, bias = true or a tensor] }; weight [outputs, inputs], bias [outputs] (a fresh one is 0).
+-- Its products are f32 unless :products_in says otherwise.
 function layers.Linear(opt)
   local inputs, outputs = size(opt, "Linear", "inputs"), size(opt, "Linear", "outputs")
   local bias = opt.bias
@@ -29,7 +30,7 @@ function layers.Linear(opt)
 end
 
 function Linear:forward(x)
-  return ops.linear(x, self.weight, self.bias)
+  return ops.linear(x, self.weight, self.bias, self.precision)
 end
 
 --- The linear layers of a part: a function linear(name, inputs, outputs, i, bias) that takes weights[name] and weights[name .. ".bias"] of opt where

@@ -3,6 +3,7 @@
 local Module = require "espalier.nn.module"
 local layers = require "espalier.nn.layers"
 local ops = require "espalier.ops"
+local tape = require "espalier.tape"
 
 local MLP = Module.class("MLP", {}, { "gate_proj", "up_proj", "down_proj" })
 
@@ -24,7 +25,9 @@ function MLP:forward(x, c)
     see("pre", c.layer, read)
     see("ffn", c.layer, y)
   end
-  return self.down_proj(y)
+  local out = self.down_proj(y)
+  tape.forget(y)
+  return out
 end
 
 return { MLP = new }

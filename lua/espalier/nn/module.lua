@@ -5,6 +5,7 @@
 
 local tensor = require "espalier.tensor"
 local lazy = require "espalier.tensor.lazy"
+local product = require "espalier.product"
 
 local Module = {}
 
@@ -47,6 +48,13 @@ end
 --- Calls fn(name, tensor) for each weight and puts what it returns in its place (nil keeps it).
 function methods:replace(fn, prefix)
   walk(self, prefix or "", function(path, t, owner, field) owner[field] = fn(path, t) or t end)
+  return self
+end
+
+--- Sets the precision of the products of every linear layer below: "f32" or "bf16" (operands rounded, sums f32; weights stay as they are).
+function methods:products_in(precision)
+  product.of(precision)
+  walk(self, "", function(_, _, owner, field) if field == "weight" and owner.outputs then owner.precision = precision end end)
   return self
 end
 

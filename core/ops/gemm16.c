@@ -1,0 +1,236 @@
+/* Matrix products in bf16 with sums in f32 on row-major matrices.
+ *
+ * op(B) is packed into panels of 32 columns, each [pairs of k][32] so that one load feeds one instruction; op(A) is read where it stands if its
+ * rows are bf16 pairs already, else copied to such rows, or to [pairs of k][m] where it comes transposed. Then blocks of C, whose bounds depend on
+ * the shape alone, are spread over the pool. */
+#include "backend.h"
+#include "gemm16.h"
+
+/* A block of C is at most BLOCK_ROWS x BLOCK_COLS; PAIRS of k at a time keep a panel of B (24 KiB) in the first cache and a block of A in the second. */
+enum { BLOCK_ROWS = 192, BLOCK_COLS = 512, PAIRS = 192, PACK_PANELS = 4, CONVERT_ROWS = 16 };
+
+/* ---- packing ---- */
+
+static ESP_SIMD void narrow_row(uint16_t *restrict to, const float *restrict from, int64_t n)
+{
+    for (int64_t i = 0; i < n; i++) to[i] = esp_f32_to_bf16(from[i]);
+}
+
+/* Columns of two rows of one dtype (the second may be NULL: zeros) as pairs. */
+static ESP_SIMD void zip_f32(uint32_t *restrict to, const float *restrict x, const float *restrict y, int64_t n)
+{
+    for (int64_t i = 0; i < n; i++) to[i] = (uint32_t)esp_f32_to_bf16(x[i]) | (uint32_t)esp_f32_to_bf16(y[i]) << 16;
+}
+
+static ESP_SIMD void zip_bf16(uint32_t *restrict to, const uint16_t *restrict x, const uint16_t *restrict y, int64_t n)
+{
+    for (int64_t i = 0; i < n; i++) to[i] = (uint32_t)x[i] | (uint32_t)y[i] << 16;
+}
+
+static const void *at(const esp_matrix *x, int64_t row, int64_t col)
+{
+    return (const char *)x->data + (row * x->stride + col) * (x->dtype == ESP_F32 ? 4 : 2);
+}
+
+/* Pairs of rows 2p and 2p+1 of x [k, ..], columns col .. col+n-1. */
+static void zip_rows(uint32_t *to, const esp_matrix *x, int64_t p, int64_t k, int64_t col, int64_t n)
+{
+    int last = 2 * p + 1 == k;
+    const void *a = at(x, 2 * p, col), *b = last ? a : at(x, 2 * p + 1, col);
+    if (x->dtype == ESP_F32) zip_f32(to, a, b, n);
+    else zip_bf16(to, a, b, n);
+    if (last) for (int64_t i = 0; i < n; i++) to[i] &= 0xffffu;
+}
+
+/* Row of x from col on, n numbers, as bf16 with a zero behind an odd end. */
+static void row_of_pairs(uint16_t *to, const esp_matrix *x, int64_t row, int64_t n)
+{
+    if (x->dtype == ESP_F32) narrow_row(to, at(x, row, 0), n);
+    else memcpy(to, at(x, row, 0), (size_t)n * 2);
+    if (n % 2) to[n] = 0;
+}
+
+typedef struct packing {
+    uint32_t *to;
+    esp_matrix x;
+    int64_t k, n, pairs;
+} packing;
+
+/* Transposes 16 rows of pairs into columns. */
+static ESP_SIMD void columns_of(uint32_t *restrict to, const uint32_t *restrict rows, int64_t stride, int64_t pairs, int64_t n)
+{
+    int64_t p = 0;
+    for (; n == 16 && p + 16 <= pairs; p += 16) {
+        uint32_t block[16][16];
+        for (int j = 0; j < 16; j++) memcpy(block[j], rows + j * stride + p, 64);
+        for (int q = 0; q < 16; q++) for (int j = 0; j < 16; j++) to[(p + q) * ESP_TILE_COLS + j] = block[j][q];
+    }
+    for (; p < pairs; p++) for (int64_t j = 0; j < n; j++) to[p * ESP_TILE_COLS + j] = rows[j * stride + p];
+}
+
+/* Panels of B stored [n,k]: sixteen rows at a time become sixteen columns. */
+static int pack_transposed(void *context, int64_t block)
+{
+    const packing *g = context;
+    int64_t end = esp_min((block + 1) * PACK_PANELS * ESP_TILE_COLS, g->n);
+    uint16_t *rows = esp_scratch(16 * g->pairs * 4);
+    if (!rows) return ESP_EMEM;
+    for (int64_t j = block * PACK_PANELS * ESP_TILE_COLS; j < end; j += 16) {
+        int64_t n = esp_min(16, g->n - j);
+        uint32_t *to = g->to + (j / ESP_TILE_COLS * g->pairs) * ESP_TILE_COLS + j % ESP_TILE_COLS;
+        for (int64_t r = 0; r < n; r++) row_of_pairs(rows + r * g->pairs * 2, &g->x, j + r, g->k);
+        columns_of(to, (const uint32_t *)(const void *)rows, g->pairs, g->pairs, n);
+    }
+    return ESP_OK;
+}
+
+/* Panels of B stored [k,n]. */
+static int pack_plain(void *context, int64_t block)
+{
+    const packing *g = context;
+    int64_t from = block * PACK_PANELS * ESP_TILE_COLS, end = esp_min(from + PACK_PANELS * ESP_TILE_COLS, g->n);
+    for (int64_t p = 0; p < g->pairs; p++) {
+        for (int64_t j = from; j < end; j += ESP_TILE_COLS) {
+            zip_rows(g->to + (j / ESP_TILE_COLS * g->pairs + p) * ESP_TILE_COLS, &g->x, p, g->k, j, esp_min(ESP_TILE_COLS, g->n - j));
+        }
+    }
+    return ESP_OK;
+}
+
+int64_t esp_gemm16_packed_bytes(int64_t k, int64_t n)
+{
+    return esp_ceil_div(n, ESP_TILE_COLS) * ESP_TILE_COLS * esp_ceil_div(k, 2) * 4;
+}
+
+int esp_gemm16_pack(uint32_t *packed, int tb, int64_t n, int64_t k, esp_matrix b)
+{
+    packing g = {.to = packed, .x = b, .k = k, .n = n, .pairs = esp_ceil_div(k, 2)};
+    /* The last panel's missing columns are multiplied like others, and must be numbers that hurt nobody. */
+    if (n % ESP_TILE_COLS) memset(packed + n / ESP_TILE_COLS * g.pairs * ESP_TILE_COLS, 0, (size_t)(g.pairs * ESP_TILE_COLS) * 4);
+    return esp_parallel(esp_ceil_div(n, PACK_PANELS * ESP_TILE_COLS), tb ? pack_transposed : pack_plain, &g);
+}
+
+static int convert_rows(void *context, int64_t block)
+{
+    const packing *g = context;
+    int64_t end = esp_min((block + 1) * CONVERT_ROWS, g->n);
+    for (int64_t i = block * CONVERT_ROWS; i < end; i++) row_of_pairs((uint16_t *)(void *)(g->to + i * g->pairs), &g->x, i, g->k);
+    return ESP_OK;
+}
+
+/* Sixteen pairs of rows of A stored [k,m]. */
+static int zip_block(void *context, int64_t block)
+{
+    const packing *g = context;
+    int64_t end = esp_min((block + 1) * CONVERT_ROWS, g->pairs);
+    for (int64_t p = block * CONVERT_ROWS; p < end; p++) zip_rows(g->to + p * g->n, &g->x, p, g->k, 0, g->n);
+    return ESP_OK;
+}
+
+/* ---- the product ---- */
+
+typedef struct product {
+    const esp_gemm16_args *g;
+    const uint32_t *a, *b;
+    esp_tile *tile;
+    int64_t si, sp, pairs, mb, nb, across;
+} product;
+
+/* A block of C over all k; c is f32. */
+static void block_sums(const product *p, int64_t i0, int64_t m, int64_t j0, int64_t n, float *c, int64_t ldc, int add)
+{
+    for (int64_t q = 0; q < p->pairs; q += PAIRS) {
+        int64_t pairs = esp_min(PAIRS, p->pairs - q);
+        for (int64_t j = 0; j < n; j += ESP_TILE_COLS) {
+            const uint32_t *b = p->b + ((j0 + j) / ESP_TILE_COLS * p->pairs + q) * ESP_TILE_COLS;
+            for (int64_t i = 0; i < m; i += ESP_TILE_ROWS) {
+                p->tile(pairs, p->a + (i0 + i) * p->si + q * p->sp, p->si, p->sp, b, c + i * ldc + j, ldc, (int)esp_min(ESP_TILE_ROWS, m - i),
+                        (int)esp_min(ESP_TILE_COLS, n - j), add || q > 0);
+            }
+        }
+    }
+}
+
+static ESP_SIMD void widen_row(float *restrict to, const uint16_t *restrict from, int64_t n)
+{
+    for (int64_t i = 0; i < n; i++) to[i] = esp_bf16_to_f32(from[i]);
+}
+
+static int product_block(void *context, int64_t block)
+{
+    const product *p = context;
+    const esp_gemm16_args *g = p->g;
+    int64_t i0 = block / p->across * p->mb, j0 = block % p->across * p->nb;
+    int64_t m = esp_min(p->mb, g->m - i0), n = esp_min(p->nb, g->n - j0);
+    if (g->c.dtype == ESP_F32) {
+        block_sums(p, i0, m, j0, n, (float *)g->c.data + i0 * g->c.stride + j0, g->c.stride, g->beta);
+        return ESP_OK;
+    }
+    /* A result in bf16 is rounded once, from f32 sums. */
+    float *c = esp_scratch(m * n * 4);
+    if (!c) return ESP_EMEM;
+    uint16_t *to = (uint16_t *)g->c.data + i0 * g->c.stride + j0;
+    if (g->beta) for (int64_t i = 0; i < m; i++) widen_row(c + i * n, to + i * g->c.stride, n);
+    block_sums(p, i0, m, j0, n, c, n, g->beta);
+    for (int64_t i = 0; i < m; i++) narrow_row(to + i * g->c.stride, c + i * n, n);
+    return ESP_OK;
+}
+
+/* Blocks halved until there are sixteen, or they get so small that reading their operands costs more than the product. */
+static void cut(product *p)
+{
+    p->mb = esp_min(p->g->m, BLOCK_ROWS);
+    p->nb = esp_min(p->g->n, BLOCK_COLS);
+    for (;;) {
+        p->across = esp_ceil_div(p->g->n, p->nb);
+        if (esp_ceil_div(p->g->m, p->mb) * p->across >= 16 || (p->mb <= 96 && p->nb <= 128)) return;
+        if (p->nb > 128 && p->nb >= p->mb) p->nb = esp_ceil_div(p->nb, 2 * ESP_TILE_COLS) * ESP_TILE_COLS;
+        else if (p->mb > 96) p->mb = esp_ceil_div(p->mb, 2 * ESP_TILE_ROWS) * ESP_TILE_ROWS;
+        else p->nb = esp_ceil_div(p->nb, 2 * ESP_TILE_COLS) * ESP_TILE_COLS;
+    }
+}
+
+/* A as pairs: where it stands, or in `copy` (to be freed). */
+static int pairs_of_a(product *p, uint32_t **copy)
+{
+    const esp_gemm16_args *g = p->g;
+    if (!g->ta && g->a.dtype == ESP_BF16 && g->k % 2 == 0 && g->a.stride % 2 == 0 && (uintptr_t)g->a.data % 4 == 0) {
+        p->a = g->a.data, p->si = g->a.stride / 2, p->sp = 1;
+        return ESP_OK;
+    }
+    if (!(*copy = esp_malloc(g->m * p->pairs * 4))) return ESP_EMEM;
+    packing c = {.to = *copy, .x = g->a, .k = g->k, .n = g->m, .pairs = p->pairs};
+    p->a = *copy;
+    p->si = g->ta ? 1 : p->pairs, p->sp = g->ta ? g->m : 1;
+    return esp_parallel(esp_ceil_div(g->ta ? p->pairs : g->m, CONVERT_ROWS), g->ta ? zip_block : convert_rows, &c);
+}
+
+static int clear_result(const esp_gemm16_args *g)
+{
+    int64_t size = g->c.dtype == ESP_F32 ? 4 : 2;
+    for (int64_t i = 0; !g->beta && i < g->m; i++) memset((char *)g->c.data + i * g->c.stride * size, 0, (size_t)(g->n * size));
+    return ESP_OK;
+}
+
+int esp_gemm16(const esp_gemm16_args *g)
+{
+    if (g->m == 0 || g->n == 0) return ESP_OK;
+    if (g->k == 0) return clear_result(g);
+    int isa;
+    TRY(esp_isa(&isa));
+    product p = {.g = g, .b = g->packed, .tile = isa == ESP_ISA_AVX512_BF16 ? esp_tile_avx512_bf16 : esp_tile_generic, .pairs = esp_ceil_div(g->k, 2)};
+    uint32_t *copy = NULL, *packed = NULL;
+    int code = pairs_of_a(&p, &copy);
+    if (code == ESP_OK && !p.b) {
+        packed = esp_malloc(esp_gemm16_packed_bytes(g->k, g->n));
+        code = packed ? esp_gemm16_pack(packed, g->tb, g->n, g->k, g->b) : ESP_EMEM;
+        p.b = packed;
+    }
+    if (code == ESP_OK) {
+        cut(&p);
+        code = esp_parallel(esp_ceil_div(g->m, p.mb) * p.across, product_block, &p);
+    }
+    esp_free(copy);
+    esp_free(packed);
+    return code;
+}

@@ -1,0 +1,36 @@
+/* Matrix products in bf16: operands rounded to bf16, sums in f32. Internal to core/ops. */
+#ifndef ESP_GEMM16_H
+#define ESP_GEMM16_H
+
+#include "../tensor/tensor.h"
+
+enum { ESP_TILE_ROWS = 12, ESP_TILE_COLS = 32 };
+
+/* A row-major matrix in f32 or bf16. */
+typedef struct esp_matrix {
+    void *data;
+    int dtype;
+    int64_t stride;                       /* elements from row to row */
+} esp_matrix;
+
+/* C[m,n] = op(A) op(B) + beta C. ta: A is stored [k,m]; tb: B is stored [n,k]. beta is 0 or 1; C bf16 or f32. packed: op(B) as
+ * esp_gemm16_pack made it, or NULL; B is not read where it is given. Blocks depend on the shape alone. */
+typedef struct esp_gemm16_args {
+    int ta, tb;
+    int64_t m, n, k;
+    esp_matrix a, b, c;
+    int beta;
+    const uint32_t *packed;
+} esp_gemm16_args;
+
+int esp_gemm16(const esp_gemm16_args *g);
+/* Bytes of op(B) [k,n] packed, and the packing. */
+int64_t esp_gemm16_packed_bytes(int64_t k, int64_t n);
+int esp_gemm16_pack(uint32_t *packed, int tb, int64_t n, int64_t k, esp_matrix b);
+
+/* One tile in one instruction set: c[m,n] (+)= sum over pairs p of a(i,p) b(p,j), where a(i,p) stands at a[i * si + p * sp] and b(p,j) at
+ * b[p * 32 + j]; a pair is two bf16, the lower half first. m <= 12, n <= 32. */
+typedef void esp_tile(int64_t pairs, const uint32_t *a, int64_t si, int64_t sp, const uint32_t *b, float *c, int64_t ldc, int m, int n, int add);
+esp_tile esp_tile_generic, esp_tile_avx512_bf16;
+
+#endif

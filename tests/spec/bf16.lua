@@ -1,0 +1,154 @@
+--- Products in bf16: against f32 products of rounded operands, at sizes around every tile and tail, in every instruction set that the machine has;
+-- training in bf16 beside f32; what backward computes again.
+local t = ...
+
+local esp = require "espalier"
+local tensor = require "espalier.tensor"
+local ops = require "espalier.ops"
+local tape = require "espalier.tape"
+local product = require "espalier.product"
+local core = require "espalier.ffi"
+local rows = require "oprows"
+local file, process = esp.io.file, esp.io.process
+
+local f32, bf16 = product.of "f32", product.of "bf16"
+
+local function rounded(x)
+  return x:to("bf16"):to "f32"
+end
+
+-- Every entry within `tolerance` of the largest; NaN fails.
+local function close(got, want, tolerance, what)
+  rows.compare(rows.flat(got:to "f32"), rows.flat(want:to "f32"), tolerance, what)
+end
+
+for _, name in ipairs { "linear16", "linear16_dx", "linear16_dx_acc", "linear16_dw", "linear16_dw_acc", "pack16" } do rows.covered[name] = true end
+
+-- { N, I, O }: one tile, tails in rows, columns and pairs, several blocks of each, one pair, few rows.
+local sizes = { { 12, 32, 32 }, { 13, 33, 33 }, { 11, 2, 31 }, { 6, 1, 1 }, { 5, 769, 65 }, { 200, 48, 530 }, { 400, 17, 40 }, { 3, 19, 7 } }
+
+t.test("products in bf16 are those of rounded operands, summed in f32", function()
+  for _, size in ipairs(sizes) do
+    esp.scope(function()
+      local N, I, O = unpack(size)
+      local what = table.concat(size, "x")
+      local x, w, dy = tensor.normal({ N, I }, { seed = 1 }), tensor.normal({ O, I }, { seed = 2 }), tensor.normal({ N, O }, { seed = 3 })
+      local rx, rw, rdy = rounded(x), rounded(w), rounded(dy)
+      local function both(shape, name, ...)
+        local got, want = tensor.full(shape, 0.5), tensor.full(shape, 0.5)
+        local a, b = ...
+        bf16[name](got, a, b)
+        f32[name](want, a == dy and rdy or rx, b == w and rw or rx)
+        close(got, want, N <= 4 and 1e-2 or 2e-6, name .. " " .. what)
+        return want
+      end
+      local y = both({ N, O }, "forward", x, w)
+      both({ N, I }, "dx", dy, w)
+      both({ N, I }, "dx_acc", dy, w)
+      both({ O, I }, "dw", dy, x)
+      both({ O, I }, "dw_acc", dy, x)
+      -- Operands stored in bf16, and a result that is.
+      local y16 = tensor.new({ N, O }, "bf16")
+      bf16.forward(y16, x:to "bf16", w:to "bf16")
+      close(y16, y, 2 ^ -8, "stored in bf16 " .. what)
+      -- A packed weight stands for the weight.
+      local packed, again, dx, want = bf16.pack(w, { backward = true }), tensor.new { N, O }, tensor.new { N, I }, tensor.new { N, I }
+      bf16.forward(again, x, packed)
+      close(again, y, N <= 4 and 1e-2 or 2e-6, "packed " .. what)
+      bf16.dx(dx, dy, packed)
+      f32.dx(want, rdy, rw)
+      close(dx, want, 2e-6, "packed dx " .. what)
+    end)
+  end
+end)
+
+t.test("products in bf16 follow views, and carry NaN", function()
+  local x, w = tensor.normal({ 20, 40 }, { seed = 4 }):narrow(1, 0, 24), tensor.normal({ 50, 40 }, { seed = 5 }):narrow(1, 0, 24):narrow(0, 0, 36)
+  local y, want = tensor.full({ 20, 64 }, 7), tensor.new { 20, 36 }
+  bf16.forward(y:narrow(1, 0, 36), x, w)
+  f32.forward(want, rounded(x), rounded(w))
+  close(y:narrow(1, 0, 36), want, 2e-6, "a prefix of weight and result")
+  t.equal(y:narrow(1, 36, 28):contiguous(), tensor.full({ 20, 28 }, 7), "what stands beside the result")
+  local bad = x:contiguous()
+  bad:data()[5 * 24 + 23] = 0 / 0
+  bf16.forward(y:narrow(1, 0, 36), bad, w)
+  local flat = rows.flat(y:narrow(1, 0, 36))
+  for o = 0, 35 do t.ok(flat[5 * 36 + o + 1] ~= flat[5 * 36 + o + 1], "NaN in its row") end
+  t.ok(flat[1] == flat[1] and flat[#flat] == flat[#flat], "and in no other")
+  t.fails("linear16: 'y' is [20, 64], want 20 rows of 36", function() core.ops.linear16(y.c, x.c, w.c, nil) end)
+  t.fails("'packed' has 3 numbers, want 768", function()
+    core.ops.linear16(y:narrow(1, 0, 36).c, x.c, w.c, tensor.new({ 3 }, "i32").c)
+  end)
+end)
+
+t.test("every instruction set of the machine gives these products", function()
+  if os.getenv "ESPALIER_ISA" then t.skip "this is such a run" end
+  local program = t.program() or t.skip "needs the espalier program"
+  local out = t.folder() .. "/out"
+  local function under(isa)
+    local code = process.start({ "/usr/bin/env", "ESPALIER_ISA=" .. isa, file.real(program), t.root .. "tests/run.lua", "bf16" }, out):wait()
+    return code, t.read(out)
+  end
+  local code, said = under "generic"
+  t.equal(code, 0, said)
+  code, said = under "sse9"
+  t.equal(code, 1)
+  t.ok(said:find("ESPALIER_ISA is 'sse9', want generic or avx512_bf16", 1, true), said)
+end)
+
+-- ---- training ----
+
+local function tiny(seed)
+  return esp.models.new({ hidden = 32, ffn = 48, layers = 2, heads = 4, kv_heads = 2, head_dim = 8, vocab = 96, context = 64, norm_eps = 1e-5,
+    rope = { theta = 10000 }, tied = true }, { seed = seed, std = 0.1 })
+end
+
+local function some_data()
+  local list = {}
+  for r = 1, 24 do
+    list[r] = {}
+    for i = 1, 32 do list[r][i] = (r * 7 + i * i) % 96 end
+  end
+  return esp.data.of(list)
+end
+
+t.test("bf16 trains like f32, keeps f32 weights, and its bits do not depend on how a step is cut", function()
+  local teacher, student, data = tiny(1), tiny(2), some_data()
+  local function run(precision)
+    return esp.distill { teacher = teacher, student = student, data = data, batch = 8, steps = 30, precision = precision, quiet = true,
+      schedule = esp.schedule.cosine { peak = 3e-3, min = 3e-4, warmup = 3 } }
+  end
+  local a, b = run "f32", run "bf16"
+  t.ok(b.steps[30].loss < 0.9 * b.steps[1].loss, "it learns")
+  t.near(b.steps[30].loss / a.steps[30].loss, 1, 0.005)
+  t.ok(b.steps[30].loss ~= a.steps[30].loss, "the products are others")
+  for name, w in pairs(b.model:parameters()) do t.equal(w.dtype, "f32", name) end
+  t.equal(b.model.precision, nil)
+  t.equal(run("bf16").steps[30].loss, b.steps[30].loss, "the same bits again")
+  t.fails("precision", function() run "f16" end)
+  t.near(esp.evaluate({ b.model, data = data, precision = "bf16" }).nll / esp.evaluate({ b.model, data = data }).nll, 1, 0.005)
+end)
+
+t.test("what is forgotten is computed again, or never if nobody reads it", function()
+  local w = tensor.normal({ 6, 5 }, { seed = 6 }):requires_grad_(true)
+  local x, norm = tensor.normal({ 4, 5 }, { seed = 7 }):requires_grad_(true), tensor.full({ 5 }, 1.5):requires_grad_(true)
+  local function gradients(forget)
+    return esp.scope(function()
+      local h = ops.rmsnorm(x * 2, norm, 1e-5)
+      local y = ops.linear(h, w)
+      local sum = (y + 1):mean()
+      if forget then
+        tape.forget(h)
+        t.fails("freed", function() h:data() end)
+      end
+      sum:backward()
+      local got = { rows.flat(x.grad), rows.flat(w.grad), rows.flat(norm.grad) }
+      for _, p in ipairs { x, w, norm } do
+        p.grad:free()
+        p.grad = nil
+      end
+      return got
+    end)
+  end
+  t.equal(gradients(true), gradients(false))
+end)
