@@ -5,6 +5,7 @@ local M = {}
 local usage = [[
 espalier recipe.lua [name=value ...]   run a recipe ('espalier help recipe.lua' lists its options)
 espalier plan MODEL [name=value ...]   what a model has, and what would be left of it
+espalier profile recipe.lua ...        run a recipe, then say where its time and memory went, op by op
 espalier show FILE                     what is in a safetensors, GGUF, HDF5 or JSON file, or a model folder
 espalier tokenize INPUT .. out=F.h5    text, JSONL or Megatron pairs into a token file; needs tokenizer=MODEL
 espalier check MODEL                   is a folder or GGUF file whole, and will others open it; ends with 1 where not
@@ -76,6 +77,11 @@ local function run_recipe(args)
   package.path = folder .. "/?.lua;" .. folder .. "/?/init.lua;" .. package.path
   rawset(_G, "arg", { [0] = path, unpack(args, 2) })
   chunk(unpack(args, 2))
+end
+
+function verbs.profile(args)
+  if not (args[2] or ""):match "%.lua$" then require "espalier.fail"("profile: name a recipe: espalier profile recipe.lua name=value ..") end
+  print(require "espalier.profile"(run_recipe, { unpack(args, 2) }))
 end
 
 local function run_line(code)

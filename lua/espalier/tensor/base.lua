@@ -25,7 +25,7 @@ local ctype_of = { f32 = "float *", bf16 = "uint16_t *", f16 = "uint16_t *", i32
 local handle = core.typeof "esp_tensor *[1]"
 local dims = core.typeof "int64_t[?]"
 
---- Called with each new tensor (set by tape.lua for esp.scope).
+--- Called with each new tensor, and true where it has bytes of its own and is no view (set by tape.lua for esp.scope).
 M.on_new = nil
 
 function M.is(x)
@@ -33,9 +33,9 @@ function M.is(x)
   return meta == Tensor or meta == Lazy
 end
 
-local function wrap(c, shape, dtype)
+local function wrap(c, shape, dtype, own)
   local t = setmetatable({ c = core.gc(c, C.esp_tensor_free), shape = shape, dtype = dtype }, Tensor)
-  if M.on_new then M.on_new(t) end
+  if M.on_new then M.on_new(t, own) end
   return t
 end
 
@@ -84,7 +84,7 @@ function M.new(shape, dtype)
   end
   local own = {}
   for d = 1, n do own[d] = tonumber(shape[d]) end
-  return wrap(out[0], own, dtype)
+  return wrap(out[0], own, dtype, true)
 end
 
 function M.full(shape, value, dtype)
