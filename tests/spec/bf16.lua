@@ -96,6 +96,30 @@ t.test("every instruction set of the machine gives these products", function()
   t.ok(said:find("ESPALIER_ISA is 'sse9', want generic or avx512_bf16", 1, true), said)
 end)
 
+t.test("the gradient of KL in bf16 is that in f32, rounded", function()
+  for _, V in ipairs { 1, 511, 513, 1030 } do
+    local s, teacher, weight = tensor.normal({ 3, V }, { seed = 8 }) * 5, tensor.normal({ 3, V }, { seed = 9 }) * 5, tensor.of { 1, 0, 0.25 }
+    local loss, ds, ds16 = tensor.new { 3 }, tensor.new { 3, V }, tensor.full({ 3, V }, 7, "bf16")
+    core.ops.kl(loss.c, ds.c, s.c, teacher.c, weight.c, 2)
+    core.ops.kl(loss.c, ds16.c, s.c, teacher.c, weight.c, 2)
+    t.equal(ds16:to "f32", rounded(ds))
+  end
+end)
+
+t.test("KL bears logits of minus infinity, and maxima far apart", function()
+  local V = 1100
+  local a, b = tensor.normal({ 2, V }, { seed = 10 }), tensor.normal({ 2, V }, { seed = 11 })
+  -- A whole stretch of the vocabulary is masked in both; another stands 60 above the rest.
+  for _, x in ipairs { a, b } do
+    x:narrow(1, 512, 512):fill(-math.huge)
+    for r = 0, 1 do x:data()[r * V + 1050] = 60 end
+  end
+  local loss, ds, weight = tensor.new { 2 }, tensor.new { 2, V }, tensor.full({ 2 }, 1)
+  core.ops.kl(loss.c, ds.c, a.c, b.c, weight.c, 1)
+  for _, v in ipairs(rows.flat(loss)) do t.ok(math.abs(v) < 1e-6, "nearly all mass is on one token: " .. v) end
+  for _, v in ipairs(rows.flat(ds)) do t.ok(math.abs(v) < 1e-6, "and the gradient is nothing: " .. v) end
+end)
+
 -- ---- training ----
 
 local function tiny(seed)

@@ -46,7 +46,11 @@ end)
 
 t.test("espalier profile runs a recipe and prints its table", function()
   local program, dir = file.real(t.program() or t.skip "needs the espalier program"), t.folder()
-  t.write(dir .. "/r.lua", "local esp = require 'espalier'\nlocal o = esp.options(..., { n = { 'int' } })\nprint(esp.tensor.full({ o.n }, 2):sum():item())\n")
+  t.write(dir .. "/r.lua", [[
+local esp = require "espalier"
+local o = esp.options(..., { n = { "int" } })
+print(esp.tensor.full({ o.n }, 2):sum():item())
+]])
   local function run(...)
     local code = process.start({ program, "profile", ... }, dir .. "/out"):wait()
     local said = t.read(dir .. "/out")

@@ -7,7 +7,7 @@ local core = require "espalier.ffi"
 local product = require "espalier.product"
 
 local c = core.ops
-local M = { chunk = 256 }
+local M = { chunk = 256, chunk16 = 60 }
 
 -- Logits of rows of hidden states, as model:states gives them, into s; head: the weight, or what its product packed of it.
 local function project(s, hidden, states, head)
@@ -17,7 +17,8 @@ end
 
 -- Logits of one chunk after the other: visit(s, t, part, n), where part(x) is the chunk of an [N,..] tensor.
 local function each_chunk(states, full, count, visit)
-  local size, V = math.min(M.chunk, count), states.weight.shape[1]
+  -- Products in bf16 pack the head once, so that their chunks may be short enough to stay in the cache.
+  local size, V = math.min(states.precision == "bf16" and M.chunk16 or M.chunk, count), states.weight.shape[1]
   local function flat(x) return tensor.view(x, { count, x.shape[#x.shape] }) end
   local s, t = tensor.new { size, V }, full and tensor.new { size, V }
   local a, b = flat(states.hidden), full and flat(full.hidden)

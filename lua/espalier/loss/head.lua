@@ -51,38 +51,60 @@ end
 
 local row = { name = "head loss" }
 
+-- Tokens of a chunk and of a group. Logits of a chunk of both heads stay in the last cache (16 MiB; whole tiles of 12 rows); their gradients are
+-- gathered over a group, so that the head's gradient is read and written once a group. OpenBLAS packs the head anew for each chunk, so f32 wants
+-- long ones.
+local function cut(N, V, precision)
+  local chunk = M.chunk
+  if precision == "bf16" then chunk = math.max(48, math.min(252, math.floor(2 ^ 24 / (8 * V) / 12) * 12)) end
+  local group = precision == "bf16" and math.max(1, math.floor(512 / chunk)) * chunk or chunk
+  return math.min(chunk, N), math.min(group, N)
+end
+
+-- Buffers of logits, losses and gradients by logits. With one fused term the gradient may overwrite the logits that it came from, or be written as
+-- the bf16 that its products would round it to; several terms each need the logits, and so does a cap.
+local function buffers(e, V, chunk, group, record)
+  local fused = #e.terms == 1 and e.terms[1].kind
+  local b = { s = tensor.new { chunk, V }, t = e.teacher_hidden and tensor.new { chunk, V }, loss = tensor.new { chunk } }
+  if record then
+    if fused == "kl" and e.precision == "bf16" and not e.cap then b.d = tensor.new({ group, V }, "bf16")
+    elseif chunk < group or not fused or fused == "token" or e.cap then b.d = tensor.new { group, V }
+    else b.d = b.s end
+  end
+  return b
+end
+
 function row.forward(inputs, e, record)
   local h, W = inputs[1], inputs[2]
-  local N, C = h.shape[1], h.shape[2]
-  local V, size = W.shape[1], math.min(M.chunk, N)
+  local N, C, V = h.shape[1], h.shape[2], W.shape[1]
+  local chunk, group = cut(N, V, e.precision)
   local total = tensor.zeros({}, "f64")
   local dh = record and h.requires_grad and tensor.new { N, C }
-  local dW = record and W.requires_grad and tensor.zeros(W.shape)
-  local s_buffer, t_buffer, loss_buffer = tensor.new { size, V }, e.teacher_hidden and tensor.new { size, V }, tensor.new { size }
-  -- With one fused term the gradient overwrites the logits that it came from; several terms each need them, and so does a cap.
-  local in_place = #e.terms == 1 and e.terms[1].kind ~= "token" and not e.cap
-  local d_buffer = record and not in_place and tensor.new { size, V }
+  local dW = record and W.requires_grad and tensor.new(W.shape)
   local p, q = product.of(e.precision), product.of(e.teacher_precision)
   local head, teacher_head = p.pack(W, { backward = dh }), e.teacher_hidden and q.pack(e.teacher_weight)
-  for at = 0, N - 1, size do
-    local n = math.min(size, N - at)
-    local function part(x) return tensor.narrow(x, 0, at, n) end
-    local s, t = tensor.narrow(s_buffer, 0, 0, n), t_buffer and tensor.narrow(t_buffer, 0, 0, n)
-    p.forward(s, part(h), head)
-    if e.cap then c.softcap(s.c, s.c, e.cap) end
-    if t then q.forward(t, part(e.teacher_hidden), teacher_head) end
-    if t and e.teacher_cap then c.softcap(t.c, t.c, e.teacher_cap) end
-    local ds = record and (in_place and s or tensor.narrow(d_buffer, 0, 0, n)) or nil
-    chunk_loss(e, part, s, t, ds, tensor.narrow(loss_buffer, 0, 0, n), total)
-    if ds and e.cap then c.softcap_backward(ds.c, ds.c, s.c, e.cap) end
-    if dh then p.dx(part(dh), ds, head) end
-    if dW then p.dw_acc(dW, ds, part(h)) end
+  local b = buffers(e, V, chunk, group, record)
+  for start = 0, N - 1, group do
+    local count = math.min(group, N - start)
+    for at = start, start + count - 1, chunk do
+      local n = math.min(chunk, start + count - at)
+      local function part(x) return tensor.narrow(x, 0, at, n) end
+      local s, t = tensor.narrow(b.s, 0, 0, n), b.t and tensor.narrow(b.t, 0, 0, n)
+      p.forward(s, part(h), head)
+      if e.cap then c.softcap(s.c, s.c, e.cap) end
+      if t then q.forward(t, part(e.teacher_hidden), teacher_head) end
+      if t and e.teacher_cap then c.softcap(t.c, t.c, e.teacher_cap) end
+      local ds = b.d and tensor.narrow(b.d, 0, at - start, n)
+      chunk_loss(e, part, s, t, ds, tensor.narrow(b.loss, 0, 0, n), total)
+      if ds and e.cap then c.softcap_backward(ds.c, ds.c, s.c, e.cap) end
+    end
+    local ds = b.d and tensor.narrow(b.d, 0, 0, count)
+    if dh then p.dx(tensor.narrow(dh, 0, start, count), ds, head) end
+    if dW then p[start == 0 and "dw" or "dw_acc"](dW, ds, tensor.narrow(h, 0, start, count)) end
   end
   p.unpack(head)
   if teacher_head then q.unpack(teacher_head) end
-  for _, b in ipairs { s_buffer, loss_buffer } do b:free() end
-  if t_buffer then t_buffer:free() end
-  if d_buffer then d_buffer:free() end
+  for _, buffer in pairs(b) do buffer:free() end
   local result = tensor.new {}
   result:copy_from(total)
   return result, record and { dh = dh or nil, dW = dW or nil }, total
