@@ -282,8 +282,8 @@ t.test("losses in chunks see capped logits, forward and backward, as the whole d
   end
   for i, loss in ipairs(cases) do
     local a, aw, b, bw = x:clone():requires_grad_(), W:clone():requires_grad_(), x:clone():requires_grad_(), W:clone():requires_grad_()
-    local chunked = head.loss { hidden = a, weight = aw, target = target, valid = valid, positions = N, predictions = N, loss = loss,
-      teacher_hidden = loss.teacher and th, teacher_weight = loss.teacher and tw, cap = cap, teacher_cap = loss.teacher and teacher_cap }
+    local chunked = head.loss { states = { hidden = a, weight = aw, cap = cap }, target = target, valid = valid, positions = N, predictions = N,
+      loss = loss, teacher = loss.teacher and { hidden = th, weight = tw, cap = teacher_cap } }
     local direct = whole(i, ops.softcap(ops.linear(b, bw), cap), ops.softcap(ops.linear(th, tw), teacher_cap))
     t.near(chunked:item() / direct:item(), 1, 1e-5, loss.name)
     chunked:backward()
