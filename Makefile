@@ -5,12 +5,13 @@
 #   make test       the whole test suite; the last line counts passed, failed and skipped
 #   make check      linters, then the test suite under ASan and UBSan
 #   make fuzz       every parser under libFuzzer, ASan and UBSan: FUZZ_RUNS=1000000 FUZZ_TARGETS="gguf json"
-#   make bench      a distillation step at a real shape, beside PyTorch where that is installed
+#   make bench      speed and memory at two real shapes, beside PyTorch where BENCH_PYTHON= (python3) has torch; kept under tests/bench/results
 #   make install    PREFIX=/usr/local
 #   make clean
 
 CC       = gcc
 PREFIX   = /usr/local
+BENCH_PYTHON = python3
 B        = build$(if $(SANITIZE),/sanitize)$(if $(FUZZ),/fuzz)
 
 # -fno-math-errno and -fno-trapping-math let loops vectorise and change no result; -ffast-math is not used anywhere.
@@ -127,7 +128,7 @@ build/fuzz/harness: tests/fuzz/harness.c build/fuzz/libespalier.so build/fuzz/li
 	$(CC) $(ALL_CFLAGS) $(HOST_CFLAGS) -fsanitize=fuzzer -o $@ $< -Lbuild/fuzz -lespalier -Wl,-rpath,'$$ORIGIN' -Wl,-E $(HOST_LIBS) -lm
 
 bench: all
-	$(B)/espalier tests/bench/kd.lua
+	$(B)/espalier tests/bench/run.lua python=$(BENCH_PYTHON)
 
 install: all
 	install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(PREFIX)/lib $(DESTDIR)$(PREFIX)/include $(DESTDIR)$(PREFIX)/share/espalier

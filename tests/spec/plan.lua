@@ -200,6 +200,10 @@ t.test("a distillation's memory, disk and time", function()
   local plan = esp.plan(model, { ffn = 10, tokens = "1M", rate = 2000, batch = 3, length = 8 })
   local p = plan.after.parameters
   t.equal({ plan.memory.teacher, plan.memory.moments }, { 4 * plan.before.parameters, 8 * p })
+  local many = esp.plan(model, { ffn = 10, batch = 4096, length = 8 }).memory
+  t.equal(many.activations, esp.plan(model, { ffn = 10, batch = 128, length = 8 }).memory.activations, "passes of 1,024 tokens")
+  t.ok(many.activations > plan.memory.activations, "but a smaller batch is a smaller pass")
+  t.ok(esp.plan(model, { ffn = 10, precision = "bf16" }).memory.logits ~= plan.memory.logits, "bf16 packs the heads")
   t.equal({ plan.disk.checkpoints, plan.disk["cache of states"], plan.disk["cache of top 64"] }, { 24 * p, 48e6, 388e6 })
   t.equal(plan.time, 500)
   t.ok(tostring(plan):find("8 min 20 s", 1, true), "shown")

@@ -1,7 +1,6 @@
 --- Retraining: esp.distill (teacher and student) and esp.train (cross-entropy alone).
 
 local tape = require "espalier.tape"
-local core = require "espalier.ffi"
 local file = require "espalier.io.file"
 local loop = require "espalier.distill.loop"
 local losses = require "espalier.loss"
@@ -14,6 +13,8 @@ local budget = require "espalier.budget"
 local plan = require "espalier.plan"
 local export = require "espalier.export"
 local product = require "espalier.product"
+local pass = require "espalier.distill.pass"
+local quantity = require "espalier.quantity"
 local fail = require "espalier.fail"
 
 local M = {}
@@ -58,11 +59,11 @@ local function prepare(what, o, student)
   if not (o.steps or o.tokens) then fail("%s: option 'tokens' (or 'steps') is missing", what) end
   o.steps = o.steps or math.max(1, math.floor(o.tokens / (o.batch * o.accumulate * o.data.seq) + 0.5))
   o.schedule = o.schedule or schedules.cosine { peak = 1e-3, min = 1e-4, warmup = math.min(100, math.floor(o.steps / 10)) }
-  local parts, need = plan.distillation(o.teacher and o.teacher.shape or student.shape, student.shape, o.batch, o.data.seq), 0
+  local parts, need = plan.distillation(o.teacher and o.teacher.shape or student.shape, student.shape, o.batch, o.data.seq, o.precision), 0
   for _, bytes in pairs(parts) do need = need + bytes end
-  local fits = math.floor(o.batch * (tonumber(core.C.esp_memory_available()) - (need - parts.activations)) / parts.activations)
-  budget.refuse_if_too_big(what, need, fits >= 1 and string.format("batch = %d with accumulate = %d would fit", fits, math.ceil(o.batch / fits))
-    or "no batch fits; prune more, or shorten the rows")
+  budget.refuse_if_too_big(what, need, string.format("weights, gradients and moments take %s, a pass over %d tokens the rest: prune more%s",
+    quantity.show_bytes(need - parts.activations - parts.logits - parts.other), math.min(o.batch, pass.rows(o.data.seq)) * o.data.seq,
+    o.data.seq > pass.tokens and ", or shorten the rows" or ""))
 end
 
 -- The result of a run that was done before, as the run itself gave it.
@@ -116,7 +117,7 @@ end
 -- tokens or steps; clip 1; betas 0.9 0.95; eps 1e-8; decay 0.1 (matrices only); seed; order "shuffled" or "sequential"; out: folder of the run;
 -- precision of the products: "f32", or "bf16" (operands rounded to bf16, sums f32; weights, moments and the saved model stay f32);
 -- evaluate_every, checkpoint_every steps; time: cap ("10min"), then stopped as by an interrupt.
--- Errors: what cannot fit in memory (naming a batch that would), held-out documents in the training data, a NaN loss, other options on a
+-- Errors: what cannot fit in memory, held-out documents in the training data, a NaN loss, other options on a
 -- run's folder.
 function M.distill(opt)
   local own = { teacher = { "model", required = true }, student = { "model", required = true } }

@@ -8,6 +8,7 @@ local tape = require "espalier.tape"
 local core = require "espalier.ffi"
 local head = require "espalier.loss.head"
 local adamw = require("espalier.optim").adamw
+local pass = require "espalier.distill.pass"
 local progress = require "espalier.progress"
 local budget = require "espalier.budget"
 local evaluation = require "espalier.eval"
@@ -15,7 +16,7 @@ local quantity = require "espalier.quantity"
 local fail = require "espalier.fail"
 
 local C = core.C
-local M = { pass = 1024 }
+local M = {}
 
 -- Rows of step (from 1): the order of each epoch is drawn anew, or is that of the data.
 local function rows_of(o, step)
@@ -48,8 +49,7 @@ end
 
 local function one_step(o, model, optimizer, step)
   local rows, parts, counts = rows_of(o, step), {}, { positions = 0, predictions = 0 }
-  -- About M.pass tokens at a time go forward and backward, so that what is kept between the two does not grow with the batch.
-  local size = math.max(1, math.floor(M.pass / o.data.seq))
+  local size = pass.rows(o.data.seq)
   for from = 1, #rows, size do
     local part = o.data:batch { unpack(rows, from, math.min(from + size - 1, #rows)) }
     parts[#parts + 1] = part

@@ -51,10 +51,10 @@ end
 
 local row = { name = "head loss" }
 
--- Tokens of a chunk and of a group. Logits of a chunk of both heads stay in the last cache (16 MiB; whole tiles of 12 rows); their gradients are
+--- Tokens of a chunk and of a group. Logits of a chunk of both heads stay in the last cache (16 MiB; whole tiles of 12 rows); their gradients are
 -- gathered over a group, so that the head's gradient is read and written once a group. OpenBLAS packs the head anew for each chunk, so f32 wants
 -- long ones.
-local function cut(N, V, precision)
+function M.cut(N, V, precision)
   local chunk = M.chunk
   if precision == "bf16" then chunk = math.max(48, math.min(252, math.floor(2 ^ 24 / (8 * V) / 12) * 12)) end
   local group = precision == "bf16" and math.max(1, math.floor(512 / chunk)) * chunk or chunk
@@ -77,7 +77,7 @@ end
 function row.forward(inputs, e, record)
   local h, W = inputs[1], inputs[2]
   local N, C, V = h.shape[1], h.shape[2], W.shape[1]
-  local chunk, group = cut(N, V, e.precision)
+  local chunk, group = M.cut(N, V, e.precision)
   local total = tensor.zeros({}, "f64")
   local dh = record and h.requires_grad and tensor.new { N, C }
   local dW = record and W.requires_grad and tensor.new(W.shape)

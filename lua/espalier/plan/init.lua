@@ -8,6 +8,7 @@ local runs = require "espalier.plan.run"
 local measure = require "espalier.plan.measure"
 local shapes = require "espalier.models.shape"
 local legal = require "espalier.prune.legal"
+local product = require "espalier.product"
 local fail = require "espalier.fail"
 
 local M = { distillation = runs.memory }
@@ -85,6 +86,7 @@ local own = {
   length = { "int", help = "tokens a row; 2048, at most the context, where not named" },
   engine = { "string", default = "transformers", one_of = engines.names, help = "whose limits a shape must keep" },
   axes = { "list", default = { "hidden", "ffn", "heads", "layers" }, help = "what a budget may cut" },
+  precision = { "string", default = "f32", one_of = product.names, help = "of the products of a distillation step" },
   tokens = { "tokens", help = "of a distillation run, for its disk and its time" },
   rate = { "number", help = "tokens a second of that run; measured on this machine where not named" }, quiet = { "bool", default = false },
 }
@@ -93,8 +95,8 @@ for name, rule in pairs(goals.options) do own[name] = rule end
 --- esp.plan(path, name or model, opt) -> plan; print it, or read plan.before, plan.after, plan.memory, plan.disk, plan.time, plan.neighbours,
 -- plan.request (what esp.prune takes). No weight is read.
 -- opt: what esp.prune takes (hidden, ffn, heads, kv_heads, layers, drop, drop_attention, drop_mlp), batch (1) and length (2048, at most the context)
--- for caches and for a distillation step; tokens: of a distillation run, whose disk and time are then told, the time from a rate (tokens a second)
--- that is measured on this machine unless rate names it.
+-- for caches and for a distillation step, precision ("f32") of its products; tokens: of a distillation run, whose disk and time are then told, the
+-- time from a rate (tokens a second) that is measured on this machine unless rate names it.
 -- Budgets instead of sizes, alone or together: params, non_embedding, memory (weights and KV cache in bf16), latency (one forward pass over batch x
 -- length tokens: a few layers are measured and interpolated, the shape that is chosen is measured whole). They walk the grid of axes (hidden, ffn,
 -- heads, layers), sizes that are named stay; plan.found holds for each set of axes the most even cut that keeps all of them.
@@ -115,7 +117,8 @@ function M.plan(what, opt)
   local after = legal.result(s, request, legal.check("plan", s, request))
   refuse_what_engines_refuse(opt, source, after)
   local plan = setmetatable({ where = source.where, stored = source.stored, before = facts(s, opt), after = facts(after, opt), batch = opt.batch,
-    length = opt.length, memory = runs.memory(s, after, opt.batch, opt.length), found = found, request = found and request or sizes_of(opt),
+    length = opt.length, memory = runs.memory(s, after, opt.batch, opt.length, opt.precision), precision = opt.precision, found = found,
+    request = found and request or sizes_of(opt),
     neighbours = neighbours(s, after, opt, source) }, Plan)
   if opt.tokens then
     plan.tokens, plan.disk = opt.tokens, runs.disk(s, after, opt.tokens)

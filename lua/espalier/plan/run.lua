@@ -2,22 +2,39 @@
 
 local measure = require "espalier.plan.measure"
 local shapes = require "espalier.models.shape"
+local cut = require("espalier.loss.head").cut
+local rows_at_once = require("espalier.distill.pass").rows
 
 local M = {}
 
---- Bytes that a step keeps, by part: f32; activations of the student for backward, one chunk of both heads' logits.
-function M.memory(teacher, student, batch, length)
-  local tokens, p = batch * length, shapes.parameters(student)
-  local kept = 0
+-- Bytes of the heads while the loss is made (loss/head.lua): logits and their gradients, the gradient of the head before it is added, packed heads.
+local function head_bytes(teacher, student, tokens, precision)
+  local V, d = student.vocab, student.hidden
+  local chunk, group = cut(tokens, V, precision)
+  if precision ~= "bf16" then return 4 * V * (2 * chunk + d) end
+  return V * (2 * 4 * chunk + 2 * group + 4 * d + 2 * (2 * d + teacher.hidden))
+end
+
+--- Bytes that a step holds at most, by part: the student as given and the copy that is trained; activations for backward of the tokens that go
+-- through it at once; logits: of a chunk, with all that the heads need then; other: what the allocator rounds up, and
+-- the program itself. precision: of the products.
+function M.memory(teacher, student, batch, length, precision)
+  local tokens, p = math.min(batch, rows_at_once(length)) * length, shapes.parameters(student)
+  local kept = 4 * student.hidden + teacher.hidden
   for l = 0, student.layers - 1 do
     local h, g, f = shapes.at(student, "heads", l), shapes.at(student, "kv_heads", l), shapes.at(student, "ffn", l)
     local e, d = student.head_dim, student.hidden
-    -- norm, q and k before and after rope, v, attention output, its projection and sum; norm, gate, up, product, its projection and sum
-    if h > 0 then kept = kept + 4 * d + 3 * h * e + 3 * g * e end
-    if f > 0 then kept = kept + 4 * d + 3 * f end
+    -- queries, keys, values and what attention gives, and the sum; what the gate reads, and the sum. Norms and products are made again.
+    if h > 0 then kept = kept + d + 2 * h * e + 2 * g * e end
+    if f > 0 then kept = kept + d + (student.gated == false and 1 or 2) * f end
   end
-  return { teacher = 4 * shapes.parameters(teacher), student = 4 * p, gradients = 4 * p, moments = 8 * p, activations = 4 * kept * tokens,
-    logits = 2 * 4 * 256 * student.vocab }
+  local parts = { teacher = 4 * shapes.parameters(teacher), student = 8 * p, gradients = 4 * p, moments = 8 * p, activations = 4 * kept * tokens,
+    logits = head_bytes(teacher, student, tokens, precision) }
+  local sum = 0
+  for _, bytes in pairs(parts) do sum = sum + bytes end
+  -- Blocks are rounded up to eighths of an octave, a sixteenth on average; the program, its libraries and the threads' scratch take the rest.
+  parts.other = sum / 16 + 24e6
+  return parts
 end
 
 --- Bytes on disk, by part: two generations of checkpoints (weights and moments), the trained model, and what caching the teacher on `tokens` tokens

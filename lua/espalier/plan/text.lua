@@ -69,8 +69,8 @@ return function(plan)
   if plan.found then add_found(out, plan) end
   add_neighbours(out, plan)
   out[#out + 1] = ""
-  parts(out, string.format("distillation in f32, batches of %d x %d tokens: about %%s of memory", plan.batch, plan.length), plan.memory,
-    { "teacher", "student", "gradients", "moments", "activations", "logits" })
+  local what = string.format("distillation in %s, batches of %d x %d tokens: about %%s of memory", plan.precision, plan.batch, plan.length)
+  parts(out, what, plan.memory, { "teacher", "student", "gradients", "moments", "activations", "logits", "other" })
   if plan.disk then
     parts(out, "on disk: about %s", plan.disk, { "checkpoints", "model", "cache of states", "cache of top 64" })
     out[#out + 1] = string.format("%s tokens at %s tokens/s%s: about %s", quantity.show_count(plan.tokens), quantity.show_count(plan.rate),

@@ -1,0 +1,101 @@
+--- One measurement of ours in a process of its own: one JSON line. The bench (run.lua) starts it beside PyTorch's.
+--
+--   build/espalier tests/bench/ours.lua work=kd shape=15m precision=bf16 steps=3
+--
+-- The work is that of torch_kd.py: random weights and ids, vocabulary 32,000, tied embeddings, batches of 4,096 tokens. kd: teacher forward,
+-- student forward and backward with KL over the whole vocabulary, clipping, AdamW. calibrate: importance.measure with all that it collects. eval: NLL
+-- of every next token. decode: greedy, batch 1, with the cache. bandwidth: y += x over 2 x 256 MiB. Two steps warm up; memory is the peak of the
+-- process less what it held before the models were made.
+
+local esp = require "espalier"
+local C = esp.ffi.C
+
+local opt = esp.options(..., {
+  work = { "string", default = "kd", one_of = { "kd", "calibrate", "eval", "decode", "bandwidth" } },
+  shape = { "string", default = "15m", one_of = { "15m", "110m" } },
+  precision = { "string", default = "bf16", one_of = { "f32", "bf16" } },
+  steps = { "int", default = 5, help = "measured steps" }, profile = { "bool", default = false, help = "print a profile of kd instead" },
+})
+
+local sizes = {
+  ["15m"] = { teacher = { 288, 768, 6, 6, 48 }, student = { 192, 512, 6, 6, 48 }, batch = 16, seq = 256 },
+  ["110m"] = { teacher = { 768, 2048, 12, 12, 64 }, student = { 576, 1536, 12, 12, 64 }, batch = 4, seq = 1024 },
+}
+local size, vocab = sizes[opt.shape], 32000
+local before = tonumber(C.esp_rss())
+
+local function model(d, seed)
+  return esp.models.new({ hidden = d[1], ffn = d[2], layers = d[3], heads = d[4], kv_heads = d[4], head_dim = d[5], vocab = vocab,
+    context = size.seq, norm_eps = 1e-6, rope = { theta = 10000 }, tied = true }, { seed = seed })
+end
+
+local function ids()
+  local rows = {}
+  for r = 1, size.batch do
+    rows[r] = {}
+    for i = 1, size.seq do rows[r][i] = (r * 7919 + i * 104729 + r * i * 31) % vocab end
+  end
+  return rows
+end
+
+-- Seconds of each of opt.steps calls, after two that warm up.
+local function timed(step)
+  local times = {}
+  for i = 1, opt.steps + 2 do
+    local start = C.esp_clock()
+    step()
+    times[i - 2] = C.esp_clock() - start
+  end
+  return times
+end
+
+local work = {}
+
+-- Seconds by step, tokens of a step, and further fields of the line.
+function work.kd()
+  local teacher, student = model(size.teacher, 1), model(size.student, 2)
+  local run = esp.distill { teacher = teacher, student = student, data = esp.data.of(ids()), batch = size.batch, precision = opt.precision,
+    steps = opt.steps + 2, quiet = true, schedule = esp.schedule.cosine { peak = 1e-4, min = 1e-5, warmup = 1 } }
+  local times, planned = {}, 0
+  for i = 3, opt.steps + 2 do times[#times + 1] = run.steps[i].seconds - run.steps[i - 1].seconds end
+  for _, bytes in pairs(require("espalier.plan").distillation(teacher.shape, student.shape, size.batch, size.seq, opt.precision)) do
+    planned = planned + bytes
+  end
+  return times, size.batch * size.seq, { planned_mb = planned / 1e6, live_mb = tonumber(C.esp_memory_peak()) / 1e6 }
+end
+
+function work.calibrate()
+  local m, rows = model(size.teacher, 1):in_precision(opt.precision), ids()
+  return timed(function() esp.importance.measure(m, rows, { quiet = true }) end), size.batch * size.seq
+end
+
+function work.eval()
+  local m, rows = model(size.teacher, 1):in_precision(opt.precision), ids()
+  return timed(function() m:loss(rows) end), size.batch * size.seq
+end
+
+function work.decode()
+  local m = model(size.teacher, 1)
+  if opt.precision == "bf16" then m = m:clone { dtype = "bf16" } end
+  local bytes, tokens, generate = 0, 32, require("espalier.models.generate").ids
+  for _, w in pairs(m:parameters()) do bytes = bytes + w:count() * (opt.precision == "bf16" and 2 or 4) end
+  local times = timed(function() generate(m, { 1 }, { tokens = tokens, temperature = 0 }) end)
+  return times, tokens, { bytes = bytes }
+end
+
+function work.bandwidth()
+  local n = 2 ^ 26
+  local y, x = esp.tensor.zeros { n }, esp.tensor.full({ n }, 1)
+  return timed(function() esp.ffi.ops.scaled_acc(y.c, x.c, 1) end), 12 * n
+end
+
+if opt.profile then
+  print(esp.profile(work.kd))
+else
+  local times, tokens, more = work[opt.work]()
+  table.sort(times)
+  local line = more or {}
+  line.tokens_per_s, line.best = tokens / times[math.floor(#times / 2) + 1], tokens / times[1]
+  line.peak_mb = (tonumber(C.esp_rss_peak()) - before) / 1e6
+  print(esp.io.json.encode(line))
+end
