@@ -63,7 +63,8 @@ function tape.apply(row, inputs, extra)
 end
 
 --- Frees a result that is used no more in the forward pass: at once where nothing is recorded; else backward computes it again when one of its
--- operations reads it (a row's `reads` says which inputs those are; without it all). For what is cheap to make: norms, gates, views. What t:keep() marked stays.
+-- operations reads it (a row's `reads` says which inputs those are; without it all). For what is cheap to make: norms, gates, views. What
+-- t:keep() marked stays.
 function tape.forget(t)
   local node = t.node
   if t.kept or (recording and t.requires_grad and not node) then return end

@@ -26,7 +26,7 @@ end
 function M.backward(model, hidden, batch)
   local N = batch.target:count()
   local valid = batch.valid or tensor.full({ N }, 1)
-  local loss = head.loss { hidden = hidden:view(N, model.shape.hidden), weight = model:head(), cap = model.shape.logit_cap,
+  local loss = head.loss { states = model:states(hidden:view(N, model.shape.hidden)),
     target = tensor.view(batch.target, { N }), valid = valid, positions = 1, predictions = 1, loss = losses.ce() }
   loss:backward()
 end

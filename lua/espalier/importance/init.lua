@@ -182,7 +182,8 @@ end
 -- task = function(model) .. end }.
 -- metrics: a list of metrics (names or tables) whose own statistics are to be collected. out: a file of the statistics: written when done, every
 -- minute and on Ctrl-C; the same call goes on from it, and with more rows of the same data extends it. batch: rows at a time (4); time: stop
--- after that long ("10min"); precision ("f32") of the products; quiet. Without out, Ctrl-C at the prompt returns the statistics of the rows that were done.
+-- after that long ("10min"); precision ("f32") of the products; quiet. Without out, Ctrl-C at the prompt returns the statistics of the rows that
+-- were done.
 function M.measure(model, data, opt)
   opt = options.check("esp.importance.measure", opt, { depth = { "any" }, grads = { "bool", default = false }, metrics = { "list" },
     out = { "path" }, batch = { "int", default = 4 }, time = { "seconds" }, precision = { "string", default = "f32", one_of = product.names },
