@@ -13,10 +13,9 @@ local budget = require "espalier.budget"
 local plan = require "espalier.plan"
 local export = require "espalier.export"
 local product = require "espalier.product"
-local pass = require "espalier.distill.pass"
-local quantity = require "espalier.quantity"
 local fail = require "espalier.fail"
 
+local C = require("espalier.ffi").C
 local M = {}
 local Run = {}
 Run.__index = Run
@@ -59,11 +58,11 @@ local function prepare(what, o, student)
   if not (o.steps or o.tokens) then fail("%s: option 'tokens' (or 'steps') is missing", what) end
   o.steps = o.steps or math.max(1, math.floor(o.tokens / (o.batch * o.accumulate * o.data.seq) + 0.5))
   o.schedule = o.schedule or schedules.cosine { peak = 1e-3, min = 1e-4, warmup = math.min(100, math.floor(o.steps / 10)) }
-  local parts, need = plan.distillation(o.teacher and o.teacher.shape or student.shape, student.shape, o.batch, o.data.seq, o.precision), 0
+  local rows = o.batch * o.accumulate
+  local parts, need = plan.distillation(o.teacher and o.teacher.shape or student.shape, student.shape, rows, o.data.seq, o.precision), 0
   for _, bytes in pairs(parts) do need = need + bytes end
-  budget.refuse_if_too_big(what, need, string.format("weights, gradients and moments take %s, a pass over %d tokens the rest: prune more%s",
-    quantity.show_bytes(need - parts.activations - parts.logits - parts.other), math.min(o.batch, pass.rows(o.data.seq)) * o.data.seq,
-    o.data.seq > pass.tokens and ", or shorten the rows" or ""))
+  local fits = math.floor(rows * (tonumber(C.esp_memory_available()) - (need - parts.rows)) / parts.rows)
+  budget.refuse_if_too_big(what, need, fits >= 1 and "batch = " .. fits .. " would fit" or "no batch fits; prune more, or shorten the rows")
 end
 
 -- The result of a run that was done before, as the run itself gave it.

@@ -70,7 +70,7 @@ return function(plan)
   add_neighbours(out, plan)
   out[#out + 1] = ""
   local what = string.format("distillation in %s, batches of %d x %d tokens: about %%s of memory", plan.precision, plan.batch, plan.length)
-  parts(out, what, plan.memory, { "teacher", "student", "gradients", "moments", "activations", "logits", "other" })
+  parts(out, what, plan.memory, { "teacher", "student", "gradients", "moments", "activations", "logits", "rows", "other" })
   if plan.disk then
     parts(out, "on disk: about %s", plan.disk, { "checkpoints", "model", "cache of states", "cache of top 64" })
     out[#out + 1] = string.format("%s tokens at %s tokens/s%s: about %s", quantity.show_count(plan.tokens), quantity.show_count(plan.rate),
