@@ -32,11 +32,10 @@ function M.memory(teacher, student, batch, length, precision)
     logits = head_bytes(teacher, student, tokens, precision) }
   local sum = 0
   for _, bytes in pairs(parts) do sum = sum + bytes end
-  -- The order of a step's rows is a Lua list, and what its passes read stands ready: ids, targets, where documents begin, masks.
-  parts.rows = batch * (16 + 16 * length)
-  sum = sum + parts.rows
   -- Blocks are rounded up to eighths of an octave, a sixteenth on average; the program, its libraries and the threads' scratch take the rest.
   parts.other = sum / 16 + 24e6
+  -- The order of a step's rows is a Lua list, and what its passes read stands ready: ids, targets, where documents begin, masks.
+  parts.rows = batch * (16 + 16 * length)
   return parts
 end
 
