@@ -179,7 +179,7 @@ end)
 
 t.test("what an engine refuses is refused with the nearest sizes that it takes", function()
   local model = esp.models.new(tiny, { seed = 1 })
-  t.fails("hidden = 20 is no multiple of 8 heads, which transformers demands of a LLaMA (from version 5 on); the nearest legal are "
+  t.fails("hidden = 20 is no multiple of 8 heads, which transformers demands of a llama (from version 5 on); the nearest legal are "
     .. "hidden = 16, hidden = 24, heads = 4", esp.plan, model, { hidden = 20 })
   t.equal(esp.plan(model, { hidden = 20, engine = "any" }).after.shape.hidden, 20)
   t.equal(esp.plan(model, { hidden = 20, heads = 4 }).after.shape.heads, 4)
