@@ -168,6 +168,11 @@ function M.sentencepiece()
     "\10\128\128\128\128\128\128\128\128\128\1", "" }
 end
 
+-- Lines of base64 and a rank. Vocabularies are known by the number of their ranks, so that whole files are no seeds.
+function M.tiktoken()
+  return { "IQ== 0\nIg== 1\nISI= 2\n", "IQ== 0\nIQ== 1\n", "IQ== 1\n", "!!!! 0\n", "IQ 0", "IQ== -1\n", "IQ== 99999999999999999999\n", "\n\n", "IQ==" }
+end
+
 function M.llama2c_tokenizer()
   local function entry(text) return u32(0) .. u32(#text) .. text end
   local good = u32(6)

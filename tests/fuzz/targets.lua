@@ -90,6 +90,7 @@ end
 
 targets.tokenizer_json = tokenizer "tokenizer.json"
 targets.sentencepiece = tokenizer "tokenizer.model"
+targets.tiktoken = tokenizer "ranks.tiktoken"
 targets.llama2c_tokenizer = tokenizer("tokenizer.bin", 32)
 
 return targets
