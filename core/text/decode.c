@@ -29,10 +29,9 @@ int esp_map_unletter(const esp_step *s, esp_worker *w, esp_text *out, const char
 int esp_map_unbyte(const esp_step *s, esp_worker *w, esp_text *out, const char *text, int64_t bytes, int64_t i)
 {
     (void)s, (void)w, (void)i;
-    char hex[3] = "", *end;
-    if (bytes == 6 && memcmp(text, "<0x", 3) == 0 && text[5] == '>') memcpy(hex, text + 3, 2);
-    char byte = (char)strtol(hex, &end, 16);
-    return hex[0] && end == hex + 2 ? esp_text_add(out, &byte, 1) : esp_text_add(out, text, bytes);
+    int b = esp_piece_byte(text, bytes);
+    char byte = (char)b;
+    return b >= 0 ? esp_text_add(out, &byte, 1) : esp_text_add(out, text, bytes);
 }
 
 /* Space signs (content) become spaces; of the first piece they go away where the tokenizer puts one in front (option). */

@@ -31,10 +31,8 @@ int esp_load_llama2c(esp_tokenizer *t, const char *data, int64_t bytes, int64_t 
             if (data[at + i] == ' ') length += sprintf(text + length, "\xe2\x96\x81");
             else text[length++] = data[at + i];
         }
-        unsigned b;
-        char copy[8] = "";
-        if (length == 6) memcpy(copy, text, 6);
-        int type = id < 3 ? (id == 0 ? ESP_PIECE_UNKNOWN : ESP_PIECE_CONTROL) : sscanf(copy, "<0x%02X>", &b) == 1 ? ESP_PIECE_BYTE : ESP_PIECE_NORMAL;
+        int b = esp_piece_byte(text, length);
+        int type = id < 3 ? (id == 0 ? ESP_PIECE_UNKNOWN : ESP_PIECE_CONTROL) : b >= 0 ? ESP_PIECE_BYTE : ESP_PIECE_NORMAL;
         if (type == ESP_PIECE_BYTE) t->byte_id[b] = (int32_t)id;
         TRY(esp_tokenizer_add(t, text, length, score, type));
         at += n;

@@ -1,7 +1,6 @@
 /* sentencepiece .model files: a protocol buffer, read by hand (a dozen fields of it matter), and the normal form that its texts are brought to. Nothing in a file is
  * trusted: each length is checked against what is left. */
 #include <math.h>
-#include <stdio.h>
 #include <string.h>
 
 #include "tokenizer.h"
@@ -71,10 +70,8 @@ static int read_piece(esp_tokenizer *t, reader r)
     if (!isfinite(score)) return esp_fail(ESP_EFORMAT, "%s: the score of piece %lld is not a finite number", r.path, (long long)t->count);
     if (type < ESP_PIECE_NORMAL || type > ESP_PIECE_BYTE) return esp_fail(ESP_EFORMAT, "%s: piece %lld has the unknown type %d", r.path, (long long)t->count, type);
     if (type == ESP_PIECE_BYTE) {
-        unsigned b;
-        char copy[8] = "";
-        if (bytes == 6) memcpy(copy, text, 6);
-        if (sscanf(copy, "<0x%02X>", &b) != 1) return esp_fail(ESP_EFORMAT, "%s: byte piece %lld is not written <0xNN>", r.path, (long long)t->count);
+        int b = esp_piece_byte(text, bytes);
+        if (b < 0) return esp_fail(ESP_EFORMAT, "%s: byte piece %lld is not written <0xNN>", r.path, (long long)t->count);
         t->byte_id[b] = (int32_t)t->count;
     }
     if (type == ESP_PIECE_UNKNOWN) t->unk = (int32_t)t->count;

@@ -45,6 +45,7 @@ int esp_pieces_push(esp_pieces *p, int64_t from, int64_t to);
 
 int esp_utf8_length(const char *text);                               /* bytes of the character at text, which is valid UTF-8 */
 int esp_utf8_before(const char *text, int64_t at);                   /* bytes of the character that ends at `at` > 0 */
+int esp_piece_byte(const char *text, int64_t bytes);                 /* the byte of a piece written <0xNN>, or -1 */
 int64_t esp_utf8_invalid(const char *text, int64_t bytes);           /* where it stops being UTF-8, or -1 */
 int32_t esp_utf8_point(const char *text);                            /* code point of the character at text */
 int esp_is_space(int32_t point);                                     /* Unicode's White_Space */

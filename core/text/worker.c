@@ -77,6 +77,8 @@ void esp_worker_free(esp_worker *w)
     esp_free(w);
 }
 
+enum { FIRST_ROOM = 64 };
+
 static int worker_new(esp_worker **out, const esp_tokenizer *t)
 {
     esp_worker *w = esp_calloc(sizeof *w);
@@ -84,6 +86,9 @@ static int worker_new(esp_worker **out, const esp_tokenizer *t)
     w->t = t;
     int code = esp_matcher_new(&w->matcher);
     if (code == ESP_OK && !(w->cache = esp_calloc(sizeof *w->cache))) code = ESP_EMEM;
+    /* Some room from the start: words point into the list before anything is in it. */
+    if (code == ESP_OK && !(w->out.id = esp_malloc(FIRST_ROOM * 4))) code = ESP_EMEM;
+    w->out.room = FIRST_ROOM;
     if (code == ESP_OK && t->has_unused && !(w->unused_left = esp_malloc(t->count * 4))) code = ESP_EMEM;
     if (code != ESP_OK) {
         esp_worker_free(w);
