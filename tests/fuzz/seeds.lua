@@ -170,7 +170,8 @@ end
 
 -- Lines of base64 and a rank. Vocabularies are known by the number of their ranks, so that whole files are no seeds.
 function M.tiktoken()
-  return { "IQ== 0\nIg== 1\nISI= 2\n", "IQ== 0\nIQ== 1\n", "IQ== 1\n", "!!!! 0\n", "IQ 0", "IQ== -1\n", "IQ== 99999999999999999999\n", "\n\n", "IQ==" }
+  return { "IQ== 0\nIg== 1\nISI= 2\n", "IQ== 0\nIQ== 1\n", "IQ== 1\n", "!!!! 0\n", "IQ 0", "IQ== -1\n", "IQ== 99999999999999999999\n",
+    "\n\n", "IQ==" }
 end
 
 function M.llama2c_tokenizer()
