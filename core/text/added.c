@@ -10,6 +10,7 @@ static int normal_form(esp_tokenizer *t, const char *text, int64_t bytes)
 {
     esp_worker *w;
     TRY(esp_worker_take(&w, t));
+    esp_worker_bound(w, bytes);
     w->now.count = 0;
     w->now.text = text;
     w->now.first = 1;

@@ -62,7 +62,7 @@ static int decode_steps(esp_worker *w, esp_text *out, const int32_t *ids, int64_
 {
     const esp_tokenizer *t = w->t;
     esp_pieces *now = &w->now;
-    now->count = now->own.bytes = 0;
+    now->count = now->own.bytes = now->own.most = 0;
     for (int64_t i = 0; i < count; i++) {
         const piece *p = &t->pieces[ids[i]];
         if (!special && p->type == ESP_PIECE_CONTROL) continue;
@@ -72,6 +72,7 @@ static int decode_steps(esp_worker *w, esp_text *out, const int32_t *ids, int64_
     }
     now->text = now->own.at;
     now->first = first;
+    esp_worker_bound(w, now->own.bytes);
     TRY(esp_steps_run(&t->decoder, w));
     for (int64_t i = 0; i < w->now.count; i++) {
         /* Without a decoder pieces are words. */

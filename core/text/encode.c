@@ -35,6 +35,7 @@ static int model_piece(esp_worker *w, const char *text, int64_t bytes)
 
 static int one_piece(esp_worker *w, const char *text, int64_t bytes, int first)
 {
+    esp_worker_bound(w, bytes);
     w->now.count = 0;
     w->now.text = text;
     w->now.first = first;

@@ -15,6 +15,7 @@
 typedef struct esp_text {
     char *at;
     int64_t bytes, room;
+    int64_t most;                          /* bytes that it may come to; 0: any number */
 } esp_text;
 
 typedef struct esp_ids {
@@ -281,6 +282,8 @@ struct esp_worker {
 };
 
 int esp_worker_take(esp_worker **out, const esp_tokenizer *t);
+/* Steps that each replace a character by many would fill any memory: of a text of `bytes` those that follow may make so many times it. */
+void esp_worker_bound(esp_worker *w, int64_t bytes);
 void esp_worker_give(esp_worker *w);
 void esp_worker_free(esp_worker *w);
 /* Grows *block to hold `count` elements; its old content need not stay. */

@@ -17,6 +17,9 @@ int esp_text_room(esp_text *to, int64_t more)
 
 int esp_text_add(esp_text *to, const char *text, int64_t bytes)
 {
+    if (to->most && to->bytes + bytes > to->most) {
+        return esp_fail(ESP_EFORMAT, "tokenizer: its steps make more than %lld bytes of a text; no tokenizer of use does", (long long)to->most);
+    }
     if (to->bytes + bytes > to->room) TRY(esp_text_room(to, bytes + to->bytes / 2 + 64));
     if (bytes) memcpy(to->at + to->bytes, text, (size_t)bytes);
     to->bytes += bytes;

@@ -114,6 +114,14 @@ int esp_worker_take(esp_worker **out, const esp_tokenizer *t)
     return ESP_OK;
 }
 
+/* The longest that a normal form or a sign for a space asks for is 18 times. */
+enum { GROWTH = 64, SPARE = 1 << 16 };
+
+void esp_worker_bound(esp_worker *w, int64_t bytes)
+{
+    w->now.own.most = w->then.own.most = GROWTH * bytes + SPARE;
+}
+
 /* Buffers that one huge text made are not kept. */
 enum { KEEP = 32 << 20 };
 
