@@ -71,7 +71,7 @@ int64_t esp_rss(void);             /* resident bytes of this process now */
 int64_t esp_rss_peak(void);        /* ... and at most */
 int64_t esp_memory_available(void);/* bytes this machine (or this cgroup) could still give */
 const char *esp_cpu_name(void);    /* model name of the processor */
-const char *esp_isa_name(void);    /* instruction set of the kernels written for one: generic, avx2, avx512, avx512_bf16; ESPALIER_ISA lowers it */
+const char *esp_isa_name(void);    /* instruction set of the kernels written for one: "avx512_bf16" or "generic"; ESPALIER_ISA lowers it */
 const char *esp_blas_core(void);   /* core type that OpenBLAS was opened with, e.g. "SkylakeX" */
 
 /* ---- tensors --------------------------------------------------------------------------------------------------------- */
@@ -273,10 +273,7 @@ enum esp_activation { ESP_SILU = 0, ESP_GELU_TANH = 1, ESP_RELU2 = 2 };
     X(taylor_stats_acc, (esp_tensor *stats, const esp_tensor *x, const esp_tensor *g, int64_t width, int64_t first)) \
     /* stats[2,3] += of c = cos(a, b), a and b [B,T,C]: over tokens the sums of c and of arccos(c)/pi, over rows that of arccos(c)/pi at the \
      * row's last token. A vector of zeros has c = 0. The halves of stats may lie apart */ \
-    X(angle_stats_acc, (esp_tensor *stats, const esp_tensor *a, const esp_tensor *b, const esp_tensor *lengths, int64_t first)) \
-    /* sums[C] += over tokens of the length of r + a_c w_c: what leaves an output with column w_c beside the r [..] that left it already. \
-     * a[B,T,C]; rw[B,T,C] = r . w_c; r[B,T] = length of r; w[C] = length of w_c (2411.19146 appendix A, channel after channel) */ \
-    X(contribution_acc, (esp_tensor *sums, const esp_tensor *a, const esp_tensor *rw, const esp_tensor *r, const esp_tensor *w, const esp_tensor *lengths))
+    X(angle_stats_acc, (esp_tensor *stats, const esp_tensor *a, const esp_tensor *b, const esp_tensor *lengths, int64_t first))
 
 #define ESP_PROTOTYPE(name, params) int esp_##name params;
 ESP_OPS(ESP_PROTOTYPE)
@@ -335,23 +332,21 @@ int esp_terminal_width(void);                        /* columns of stdout; 80 wh
 
 /* ---- JSON (yajl) ---------------------------------------------------------------------------------------------------------- */
 
-/* A parsed text as a flat list of events in document order. Duplicate keys, NaN, comments, bad UTF-8, more than 256 levels are
- * errors with line and column; `name` stands in the message. */
+/* A parsed text as a list of entries in document order: a value, or a key in front of its value; what is in an object or a list follows it.
+ * Duplicate keys, NaN, comments, bad UTF-8, more than 256 levels are errors with line and column; `name` stands in the message. */
 typedef struct esp_json esp_json;
 enum esp_json_kind {
-    ESP_JSON_NULL = 0, ESP_JSON_BOOL, ESP_JSON_INT, ESP_JSON_FLOAT, ESP_JSON_STRING, ESP_JSON_KEY,
-    ESP_JSON_OBJECT, ESP_JSON_OBJECT_END, ESP_JSON_ARRAY, ESP_JSON_ARRAY_END
+    ESP_JSON_NULL = 0, ESP_JSON_BOOL, ESP_JSON_INT, ESP_JSON_FLOAT, ESP_JSON_STRING, ESP_JSON_KEY, ESP_JSON_OBJECT, ESP_JSON_ARRAY
 };
-typedef struct esp_json_event {
-    int kind;
-    int flag;            /* BOOL: 0 or 1 */
-    double number;       /* INT and FLOAT */
-    const char *text;    /* STRING, KEY: UTF-8, `bytes` long; INT, FLOAT: the digits as they stood */
-    int64_t bytes;
-} esp_json_event;
 int esp_json_parse(esp_json **out, const char *text, int64_t bytes, const char *name);
+int esp_json_read(esp_json **out, const char *path);
 int64_t esp_json_count(const esp_json *j);
-const esp_json_event *esp_json_events(const esp_json *j);
+int esp_json_kind(const esp_json *j, int64_t i);
+const char *esp_json_text(const esp_json *j, int64_t i, int64_t *bytes);   /* STRING, KEY: UTF-8; FLOAT: its digits as they stood; "" of others; with a NUL behind */
+double esp_json_number(const esp_json *j, int64_t i);      /* INT and FLOAT; BOOL: 0 or 1; NaN of others */
+int64_t esp_json_after(const esp_json *j, int64_t i);      /* the entry behind the value i and all that is in it */
+int64_t esp_json_items(const esp_json *j, int64_t i);      /* values in the object or list i */
+int64_t esp_json_bytes(const esp_json *j);                 /* of memory that the list takes */
 void esp_json_free(esp_json *j);
 
 /* ---- safetensors ------------------------------------------------------------------------------------------------------------ */
@@ -361,6 +356,7 @@ void esp_json_free(esp_json *j);
 typedef struct esp_safetensors esp_safetensors;
 int esp_safetensors_open(esp_safetensors **out, const char *path);
 int64_t esp_safetensors_count(const esp_safetensors *s);
+int64_t esp_safetensors_bytes(const esp_safetensors *s);                   /* of all tensors */
 const char *esp_safetensors_name(const esp_safetensors *s, int64_t i);
 const char *esp_safetensors_dtype(const esp_safetensors *s, int64_t i);    /* as in the file: "F32", "BF16" ... */
 int esp_safetensors_ndim(const esp_safetensors *s, int64_t i);
@@ -516,9 +512,8 @@ typedef struct esp_h5 esp_h5;
 const char *esp_h5_checksum(void);                   /* of the header that this library was built with */
 /* A new file, written beside its name; it appears on publish. Each dataset carries its XXH3 in the attribute "xxh3". */
 int esp_h5_create(esp_h5 **out, const char *path);
-/* A dataset at "group/name" (groups are made), dense, of the tensor's shape; bf16 and f16 are stored as u16 with the attribute "dtype". packed: shuffled
- * and deflated, which every reader of HDF5 undoes. */
-int esp_h5_write(esp_h5 *f, const char *name, const esp_tensor *t, int packed);
+/* A dataset at "group/name" (groups are made), dense, of the tensor's shape; bf16 and f16 are stored as u16 with the attribute "dtype". */
+int esp_h5_write(esp_h5 *f, const char *name, const esp_tensor *t);
 int esp_h5_write_text(esp_h5 *f, const char *name, const char *text, int64_t bytes);
 int esp_h5_publish(esp_h5 *f);                       /* frees f, also on error (then nothing is left behind) */
 /* An existing file, read-only. Reading a dataset checks its xxh3 where it has one. */

@@ -6,8 +6,7 @@
 
 #include "base.h"
 
-/* By level: each has all that stands before it. */
-static const char *const names[] = {"generic", "avx2", "avx512", "avx512_bf16"};
+static const char *const names[] = {"generic", "avx512_bf16"};
 enum { COUNT = sizeof names / sizeof *names };
 
 static struct {
@@ -18,17 +17,14 @@ static struct {
 
 static int best_of_machine(void)
 {
-#if ESP_HAVE_X86
+#if ESP_HAVE_AVX512_BF16
     __builtin_cpu_init();
-    if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma")) return ESP_ISA_GENERIC;
-    if (!__builtin_cpu_supports("avx512f") || !__builtin_cpu_supports("avx512bw") || !__builtin_cpu_supports("avx512vl") ||
-        !__builtin_cpu_supports("avx512dq")) {
-        return ESP_ISA_AVX2;
+    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
+        __builtin_cpu_supports("avx512bf16")) {
+        return ESP_ISA_AVX512_BF16;
     }
-    return __builtin_cpu_supports("avx512bf16") ? ESP_ISA_AVX512_BF16 : ESP_ISA_AVX512;
-#else
-    return ESP_ISA_GENERIC;
 #endif
+    return ESP_ISA_GENERIC;
 }
 
 static void settle(void)
@@ -45,11 +41,7 @@ static void settle(void)
 int esp_isa(int *used)
 {
     pthread_once(&isa.once, settle);
-    if (isa.unknown) {
-        char list[128] = "";
-        for (int i = 0; i < COUNT; i++) strcat(strcat(list, i == 0 ? "" : i == COUNT - 1 ? " or " : ", "), names[i]);
-        return esp_fail(ESP_EARG, "ESPALIER_ISA is '%s', want %s", isa.unknown, list);
-    }
+    if (isa.unknown) return esp_fail(ESP_EARG, "ESPALIER_ISA is '%s', want generic or avx512_bf16", isa.unknown);
     *used = isa.used;
     return ESP_OK;
 }

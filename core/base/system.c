@@ -2,7 +2,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/resource.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -48,9 +47,8 @@ int64_t esp_rss(void)
 
 int64_t esp_rss_peak(void)
 {
-    struct rusage usage;
-    getrusage(RUSAGE_SELF, &usage);
-    return 1024 * (int64_t)usage.ru_maxrss;
+    /* Not getrusage's: that begins with the memory of the process that started this one. */
+    return kilobytes_of("/proc/self/status", "VmHWM");
 }
 
 int64_t esp_memory_available(void)

@@ -8,7 +8,7 @@
 #include "io.h"
 #include "q8.h"
 
-enum { MOST_DIMS = 4, MOST_NAME = 63, MOST_KEY = 65535, MOST_ALIGNMENT = 1 << 16, LEAST_PAIR = 14, LEAST_ENTRY = 33 };
+enum { MOST_DIMS = 4, MOST_NAME = 63, MOST_KEY = 65535, MOST_ALIGNMENT = 1 << 16, MOST_PAIRS = 1 << 16, LEAST_PAIR = 14, LEAST_ENTRY = 33 };
 
 typedef struct pair {
     const char *key;                       /* in the file until the names are copied, then ended by NUL */
@@ -245,6 +245,8 @@ static int read_counts(cursor *c, esp_gguf *g)
         return BAD("%s: says it has %llu tensors and %llu metadata pairs, which %lld bytes cannot hold", c->path, (unsigned long long)tensors,
                    (unsigned long long)pairs, (long long)left(c));
     }
+    /* Files of use have fifty; each costs several times its bytes. */
+    if (pairs > MOST_PAIRS) return BAD("%s: %llu metadata pairs, at most %d can be", c->path, (unsigned long long)pairs, (int)MOST_PAIRS);
     g->pair_count = (int64_t)pairs;
     g->count = (int64_t)tensors;
     return ESP_OK;

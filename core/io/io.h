@@ -12,9 +12,17 @@ int esp_sync_folder_of(const char *path);
 char *esp_beside(const char *path);
 char *esp_copy_text(const char *text);
 
-/* One value, key or end of a JSON text; e is valid during the call. ESP_EFORMAT ends the walk, and the error then tells line and column too. */
+/* A value, key or end of a JSON text. */
+typedef struct esp_json_event {
+    int kind;
+    double number;       /* INT and FLOAT; BOOL: 0 or 1 */
+    const char *text;    /* STRING, KEY: UTF-8, `bytes` long; INT, FLOAT: the digits as they stood */
+    int64_t bytes;
+} esp_json_event;
+enum { ESP_JSON_OBJECT_END = ESP_JSON_ARRAY + 1, ESP_JSON_ARRAY_END, ESP_JSON_DEEPEST = 256 };
+
+/* e is valid during the call. ESP_EFORMAT ends the walk, and the error then tells line and column too. */
 typedef int esp_json_visit(void *context, const esp_json_event *e);
-enum { ESP_JSON_DEEPEST = 256 };
 /* Walks a text without holding it; the same key twice is the visitor's business. */
 int esp_json_walk(const char *text, int64_t bytes, const char *name, esp_json_visit *visit, void *context);
 

@@ -17,17 +17,17 @@ typedef struct walk {
     char problem[512];
 } walk;
 
-static int pass(walk *w, int kind, int flag, double number, const void *text, int64_t bytes)
+static int pass(walk *w, int kind, double number, const void *text, int64_t bytes)
 {
-    w->code = w->visit(w->context, &(esp_json_event){.kind = kind, .flag = flag, .number = number, .text = text, .bytes = bytes});
+    w->code = w->visit(w->context, &(esp_json_event){.kind = kind, .number = number, .text = text, .bytes = bytes});
     if (w->code == ESP_EFORMAT) snprintf(w->problem, sizeof w->problem, "%s", esp_error());
     return w->code == ESP_OK;
 }
 
-static int on_null(void *w) { return pass(w, ESP_JSON_NULL, 0, 0, "", 0); }
-static int on_bool(void *w, int v) { return pass(w, ESP_JSON_BOOL, v, 0, "", 0); }
-static int on_string(void *w, const unsigned char *s, size_t n) { return pass(w, ESP_JSON_STRING, 0, 0, s, (int64_t)n); }
-static int on_key(void *w, const unsigned char *s, size_t n) { return pass(w, ESP_JSON_KEY, 0, 0, s, (int64_t)n); }
+static int on_null(void *w) { return pass(w, ESP_JSON_NULL, 0, "", 0); }
+static int on_bool(void *w, int v) { return pass(w, ESP_JSON_BOOL, v, "", 0); }
+static int on_string(void *w, const unsigned char *s, size_t n) { return pass(w, ESP_JSON_STRING, 0, s, (int64_t)n); }
+static int on_key(void *w, const unsigned char *s, size_t n) { return pass(w, ESP_JSON_KEY, 0, s, (int64_t)n); }
 
 static int on_number(void *context, const char *digits, size_t n)
 {
@@ -40,7 +40,7 @@ static int on_number(void *context, const char *digits, size_t n)
     memcpy(text, digits, n);
     text[n] = 0;
     int integral = strspn(text, "-0123456789") == n;
-    return pass(w, integral ? ESP_JSON_INT : ESP_JSON_FLOAT, 0, strtod(text, NULL), text, (int64_t)n);
+    return pass(w, integral ? ESP_JSON_INT : ESP_JSON_FLOAT, strtod(text, NULL), text, (int64_t)n);
 }
 
 static int open_level(walk *w, int kind)
@@ -50,13 +50,13 @@ static int open_level(walk *w, int kind)
         return 0;
     }
     w->depth++;
-    return pass(w, kind, 0, 0, "", 0);
+    return pass(w, kind, 0, "", 0);
 }
 
 static int close_level(walk *w, int kind)
 {
     w->depth--;
-    return pass(w, kind, 0, 0, "", 0);
+    return pass(w, kind, 0, "", 0);
 }
 
 static int on_object(void *w) { return open_level(w, ESP_JSON_OBJECT); }

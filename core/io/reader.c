@@ -8,7 +8,8 @@
 
 #include "io.h"
 
-enum { LONGEST = 1 << 30 };
+/* Pieces of a batch: the shortest ones would take many times their bytes together, were there no end to them. */
+enum { LONGEST = 1 << 30, MOST_PIECES = 1 << 14 };
 
 struct esp_reader {
     int fd, ended;
@@ -104,10 +105,10 @@ static int take(esp_reader *r, int64_t from, int64_t to)
     return ESP_OK;
 }
 
-/* Cuts what is in the buffer; what may go on behind it stays there unless the file ended. */
+/* Cuts what is in the buffer, as far as a batch goes; what may go on behind it stays there unless the file ended. */
 static int cut(esp_reader *r)
 {
-    for (;;) {
+    while (r->count < MOST_PIECES) {
         const char *at = r->buffer + r->from;
         const char *end = r->separator_bytes ? memmem(at, (size_t)(r->have - r->from), r->separator, (size_t)r->separator_bytes) : NULL;
         if (!end && !r->ended) return ESP_OK;
@@ -118,6 +119,7 @@ static int cut(esp_reader *r)
         r->from = next;
         if (!end) return ESP_OK;
     }
+    return ESP_OK;
 }
 
 int esp_reader_next(esp_reader *r, int64_t bytes, const char **text, const int64_t **ranges, const int64_t **numbers, int64_t *count)

@@ -7,7 +7,8 @@
 #include "../tensor/tensor.h"
 #include "io.h"
 
-enum { MOST_DIMS = 32, MOST_HEADER = 100000000 };
+/* Files of use have a dozen pairs of metadata. */
+enum { MOST_DIMS = 32, MOST_HEADER = 100000000, MOST_METADATA = 1 << 16 };
 
 typedef struct entry {
     int64_t name, dims;                    /* where they begin in the texts and the dimensions of the file */
@@ -176,6 +177,7 @@ static int read_metadata(reader *r, const esp_json_event *e)
         return e->kind == ESP_JSON_KEY ? keep_text(&r->key, r, e) : ESP_OK;
     }
     if (e->kind != ESP_JSON_STRING) return BAD("__metadata__ '%.100s' is no text", text_of(r->s, r->key));
+    if (r->s->metadata.used == MOST_METADATA) return BAD("__metadata__ has more than %d pairs", (int)MOST_METADATA);
     r->place = KEYS;
     TRY(keep_text(&p.value, r, e));
     return append(&r->s->metadata, &p, 1, sizeof p);
@@ -288,6 +290,7 @@ void esp_safetensors_close(esp_safetensors *s)
 }
 
 int64_t esp_safetensors_count(const esp_safetensors *s) { return s->entries.used; }
+int64_t esp_safetensors_bytes(const esp_safetensors *s) { return s->map->bytes - s->data_from; }
 const char *esp_safetensors_name(const esp_safetensors *s, int64_t i) { return text_of(s, entries_of(s)[i].name); }
 const char *esp_safetensors_dtype(const esp_safetensors *s, int64_t i) { return dtypes[entries_of(s)[i].dtype].name; }
 int esp_safetensors_ndim(const esp_safetensors *s, int64_t i) { return entries_of(s)[i].ndim; }

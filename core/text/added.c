@@ -31,11 +31,11 @@ int esp_added_prepare(esp_tokenizer *t)
         const piece *p = &t->pieces[t->added[i].id];
         if (p->bytes > LONGEST_TOKEN) code = esp_fail(ESP_EFORMAT, "tokenizer: an added token of %lld bytes, at most %d can be", (long long)p->bytes, (int)LONGEST_TOKEN);
         else if (t->added[i].normalized) code = normal_form(t, t->text + p->at, p->bytes);
-        else raw[t->raw_added.count++] = (esp_string){t->text + p->at, p->bytes, (int32_t)i};
+        else raw[t->raw_added.count++] = (esp_string){t->text + p->at, (int32_t)p->bytes, (int32_t)i};
         if (code == ESP_OK) ends[i] = t->normal_text.bytes;
     }
     for (int64_t i = 0, at = 0; code == ESP_OK && i < n; i++) {
-        if (t->added[i].normalized) normal[t->normal_added.count++] = (esp_string){t->normal_text.at + at, ends[i] - at, (int32_t)i};
+        if (t->added[i].normalized) normal[t->normal_added.count++] = (esp_string){t->normal_text.at + at, (int32_t)(ends[i] - at), (int32_t)i};
         at = ends[i];
     }
     esp_free(ends);

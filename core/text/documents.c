@@ -34,39 +34,29 @@ typedef struct work {
 
 /* ---- JSON ---- */
 
-static const char *const kinds[] = {"null", "true or false", "a number", "a number", "a text", "a key", "an object", "", "a list", ""};
-
-/* The event behind the value that begins at i. */
-static int64_t behind(const esp_json_event *e, int64_t i)
-{
-    int depth = 0;
-    do {
-        if (e[i].kind == ESP_JSON_OBJECT || e[i].kind == ESP_JSON_ARRAY) depth++;
-        if (e[i].kind == ESP_JSON_OBJECT_END || e[i].kind == ESP_JSON_ARRAY_END) depth--;
-        i++;
-    } while (depth > 0);
-    return i;
-}
+static const char *const kinds[] = {"null", "true or false", "a number", "a number", "a text", "a key", "an object", "a list"};
 
 /* The value at a field of the object at i, -1 where there is none: a key of the whole name, else one of its beginning, "a" of "a.b". */
-static int64_t find(const esp_json_event *e, int64_t i, const char *field)
+static int64_t find(const esp_json *j, int64_t i, const char *field)
 {
-    if (e[i].kind != ESP_JSON_OBJECT) return -1;
-    for (i++; e[i].kind != ESP_JSON_OBJECT_END; i = behind(e, i + 1)) {
-        size_t n = (size_t)e[i].bytes;
-        if (strncmp(field, e[i].text, n) != 0 || strlen(field) < n) continue;
+    if (esp_json_kind(j, i) != ESP_JSON_OBJECT) return -1;
+    for (int64_t end = esp_json_after(j, i++); i < end; i = esp_json_after(j, i + 1)) {
+        int64_t bytes;
+        const char *key = esp_json_text(j, i, &bytes);
+        size_t n = (size_t)bytes;
+        if (strncmp(field, key, n) != 0 || strlen(field) < n) continue;
         if (!field[n]) return i + 1;
-        int64_t inside = field[n] == '.' ? find(e, i + 1, field + n + 1) : -1;
+        int64_t inside = field[n] == '.' ? find(j, i + 1, field + n + 1) : -1;
         if (inside >= 0) return inside;
     }
     return -1;
 }
 
-static int want_kind(int64_t *at, const esp_json_event *e, int64_t object, const char *field, int kind, const char *where)
+static int want_kind(int64_t *at, const esp_json *j, int64_t object, const char *field, int kind, const char *where)
 {
-    *at = find(e, object, field);
-    const char *came = *at < 0 ? "missing" : kinds[e[*at].kind];
-    if (*at >= 0 && (int)e[*at].kind == kind) return ESP_OK;
+    *at = find(j, object, field);
+    const char *came = *at < 0 ? "missing" : kinds[esp_json_kind(j, *at)];
+    if (*at >= 0 && esp_json_kind(j, *at) == kind) return ESP_OK;
     return esp_fail(ESP_EFORMAT, "%s: the field '%s' is %s, want %s", where, field, came, kinds[kind]);
 }
 
@@ -115,35 +105,44 @@ static int end_part(rendered *r, int counted)
     return ESP_OK;
 }
 
-static int render_messages(rendered *r, const esp_document_rule *rule, const esp_json_event *e, const char *where)
+static int append_text(rendered *r, const esp_json *j, int64_t at)
+{
+    int64_t bytes;
+    const char *text = esp_json_text(j, at, &bytes);
+    return append(r, text, bytes);
+}
+
+static int render_messages(rendered *r, const esp_document_rule *rule, const esp_json *j, const char *where)
 {
     int64_t list, role, content, answers = 0;
-    TRY(want_kind(&list, e, 0, rule->field, ESP_JSON_ARRAY, where));
-    for (int64_t i = list + 1; e[i].kind != ESP_JSON_ARRAY_END; i = behind(e, i)) {
-        TRY(want_kind(&role, e, i, "role", ESP_JSON_STRING, where));
-        TRY(want_kind(&content, e, i, "content", ESP_JSON_STRING, where));
-        int counted = strcmp(e[role].text, rule->answer) == 0;
-        TRY(append_template(r, rule->before, e[role].text, e[role].bytes));
+    TRY(want_kind(&list, j, 0, rule->field, ESP_JSON_ARRAY, where));
+    for (int64_t i = list + 1, end = esp_json_after(j, list); i < end; i = esp_json_after(j, i)) {
+        TRY(want_kind(&role, j, i, "role", ESP_JSON_STRING, where));
+        TRY(want_kind(&content, j, i, "content", ESP_JSON_STRING, where));
+        int64_t bytes;
+        const char *who = esp_json_text(j, role, &bytes);
+        int counted = strcmp(who, rule->answer) == 0;
+        TRY(append_template(r, rule->before, who, bytes));
         TRY(end_part(r, 0));
-        TRY(append(r, e[content].text, e[content].bytes));
-        TRY(append_template(r, rule->after, e[role].text, e[role].bytes));
+        TRY(append_text(r, j, content));
+        TRY(append_template(r, rule->after, who, bytes));
         TRY(end_part(r, counted));
         answers += counted;
     }
     return answers ? ESP_OK : esp_fail(ESP_EFORMAT, "%s: no message has the role '%s', so there is nothing to learn", where, rule->answer);
 }
 
-static int render_json(rendered *r, const esp_document_rule *rule, const esp_json_event *e, const char *where)
+static int render_json(rendered *r, const esp_document_rule *rule, const esp_json *j, const char *where)
 {
     int64_t field, answer;
-    if (e[0].kind != ESP_JSON_OBJECT) return esp_fail(ESP_EFORMAT, "%s: it is %s, want an object", where, kinds[e[0].kind]);
-    if (rule->kind == ESP_DOCUMENT_MESSAGES) return render_messages(r, rule, e, where);
-    TRY(want_kind(&field, e, 0, rule->field, ESP_JSON_STRING, where));
-    TRY(append(r, e[field].text, e[field].bytes));
+    if (esp_json_kind(j, 0) != ESP_JSON_OBJECT) return esp_fail(ESP_EFORMAT, "%s: it is %s, want an object", where, kinds[esp_json_kind(j, 0)]);
+    if (rule->kind == ESP_DOCUMENT_MESSAGES) return render_messages(r, rule, j, where);
+    TRY(want_kind(&field, j, 0, rule->field, ESP_JSON_STRING, where));
+    TRY(append_text(r, j, field));
     if (rule->kind == ESP_DOCUMENT_FIELD) return ESP_OK;
     TRY(end_part(r, 0));
-    TRY(want_kind(&answer, e, 0, rule->answer, ESP_JSON_STRING, where));
-    TRY(append(r, e[answer].text, e[answer].bytes));
+    TRY(want_kind(&answer, j, 0, rule->answer, ESP_JSON_STRING, where));
+    TRY(append_text(r, j, answer));
     return end_part(r, 1);
 }
 
@@ -160,7 +159,7 @@ static int render(rendered *r, const work *w, int64_t i)
     snprintf(where, sizeof where, "%s line %lld", w->rule->name, (long long)w->numbers[i]);
     esp_json *j;
     TRY(esp_json_parse(&j, text, bytes, where));
-    int code = render_json(r, w->rule, esp_json_events(j), where);
+    int code = render_json(r, w->rule, j, where);
     esp_json_free(j);
     return code;
 }

@@ -16,6 +16,8 @@ int esp_load_llama2c(esp_tokenizer *t, const char *data, int64_t bytes, int64_t 
     t->sentencepiece = 1;
     t->dummy_prefix = t->escape_spaces = 1;
     t->unk = 0, t->bos = 1, t->eos = 2;
+    enum { LEAST = 8 };
+    TRY(esp_tokenizer_reserve(t, esp_min(vocab > 0 ? vocab : ESP_MOST_PIECES, bytes / LEAST), 0));
     for (int64_t id = 0; at < bytes && (vocab <= 0 || id < vocab); id++) {
         float score;
         int32_t n;

@@ -66,6 +66,7 @@ static int read_piece(esp_tokenizer *t, reader r)
         else if (f.number == 2) score = f.real;
         else if (f.number == 3) type = (int)f.value;
     }
+    if (bytes == 0) return esp_fail(ESP_EFORMAT, "%s: piece %lld has no text", r.path, (long long)t->count);
     if (esp_utf8_invalid(text, bytes) >= 0) return esp_fail(ESP_EFORMAT, "%s: piece %lld is no UTF-8", r.path, (long long)t->count);
     if (!isfinite(score)) return esp_fail(ESP_EFORMAT, "%s: the score of piece %lld is not a finite number", r.path, (long long)t->count);
     if (type < ESP_PIECE_NORMAL || type > ESP_PIECE_BYTE) return esp_fail(ESP_EFORMAT, "%s: piece %lld has the unknown type %d", r.path, (long long)t->count, type);
@@ -136,6 +137,31 @@ static int read_denormalizer(reader r)
     return ESP_OK;
 }
 
+/* Room for the pieces: each is counted before any is kept. */
+static int reserve(esp_tokenizer *t, reader r)
+{
+    field f;
+    int64_t pieces = 0, text = 0;
+    while (r.at < r.end) {
+        TRY(next_field(&r, &f));
+        if (f.number != 1 || !f.bytes.at) continue;
+        pieces++;
+        text += f.bytes.end - f.bytes.at;
+    }
+    if (pieces > ESP_MOST_PIECES) return esp_fail(ESP_EFORMAT, "%s: %lld pieces, at most %d can be", r.path, (long long)pieces, ESP_MOST_PIECES);
+    return esp_tokenizer_reserve(t, pieces, text + pieces);
+}
+
+/* Every piece is another one: sentencepiece opens no other model. */
+static int check_unique(const esp_tokenizer *t, const char *path)
+{
+    for (int32_t id = 0; id < t->count; id++) {
+        int32_t first = esp_tokenizer_find(t, piece_text(t, id), t->pieces[id].bytes);
+        if (first != id) return esp_fail(ESP_EFORMAT, "%s: pieces %d and %d are both '%.100s'", path, first, id, piece_text(t, id));
+    }
+    return ESP_OK;
+}
+
 static void drop_outside(int32_t *id, int64_t count)
 {
     if (*id >= count) *id = -1;
@@ -149,6 +175,7 @@ int esp_load_sentencepiece(esp_tokenizer *t, const char *data, int64_t bytes, co
     t->model = MODEL_UNIGRAM;
     t->sentencepiece = t->dummy_prefix = t->squeeze_spaces = t->escape_spaces = 1;
     t->bos = 1, t->eos = 2;
+    TRY(reserve(t, r));
     while (r.at < r.end) {
         TRY(next_field(&r, &f));
         if (!f.bytes.at) continue;
@@ -164,7 +191,8 @@ int esp_load_sentencepiece(esp_tokenizer *t, const char *data, int64_t bytes, co
     drop_outside(&t->pad, t->count);
     static const char unknown[] = " \xe2\x81\x87 ";
     if (!t->unk_text) TRY(keep_text(&t->unk_text, (reader){(const unsigned char *)unknown, (const unsigned char *)unknown + sizeof unknown - 1, path}));
-    return esp_tokenizer_index(t);
+    TRY(esp_tokenizer_index(t));
+    return check_unique(t, path);
 }
 
 /* ---- the normal form ---- */

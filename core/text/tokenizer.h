@@ -79,8 +79,7 @@ int esp_pattern_next(esp_scan *scan, const esp_pattern *p, esp_matcher *m, const
 
 typedef struct esp_string {
     const char *text;
-    int64_t bytes;
-    int32_t id;
+    int32_t bytes, id;
 } esp_string;
 
 typedef struct esp_prefixes {
@@ -142,11 +141,13 @@ esp_step_map esp_map_unletter, esp_map_unbyte, esp_map_unmetaspace, esp_map_trim
 
 /* ---- the tokenizer ---- */
 
+/* More than any vocabulary of use; what a file may cost follows from it. */
+enum { ESP_MOST_PIECES = 1 << 20 };
+
 typedef struct piece {
-    int64_t at, bytes;                     /* in the text store */
     double score;
-    int type;
-    int added, in_model;                   /* an added token; a piece of the model (it may be both) */
+    uint32_t at, bytes;                    /* in the text store */
+    uint8_t type, added, in_model;         /* added: an added token; in_model: a piece of the model (it may be both) */
 } piece;
 
 /* Text -> id by open addressing. */
@@ -212,6 +213,7 @@ struct esp_tokenizer {
 };
 
 /* vocabulary.c */
+int esp_tokenizer_reserve(esp_tokenizer *t, int64_t pieces, int64_t text);                           /* room for so many, in one block each */
 int esp_tokenizer_add(esp_tokenizer *t, const char *text, int64_t bytes, double score, int type);    /* a piece with the next id */
 int esp_tokenizer_index(esp_tokenizer *t);                           /* the map from text to id; the first of two equal pieces counts */
 int32_t esp_tokenizer_find(const esp_tokenizer *t, const char *text, int64_t bytes);

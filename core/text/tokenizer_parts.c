@@ -13,6 +13,9 @@ typedef struct builder {
     esp_text shape;                        /* what the pre-tokenizer consists of, for its name */
 } builder;
 
+/* Files of use have a dozen steps and put two ids around a text at most. */
+enum { MOST_STEPS = 64, MOST_FRAME = 64 };
+
 typedef int part_fn(builder *b, int64_t at);
 typedef struct part {
     const char *type;
@@ -31,9 +34,9 @@ static int step_with(esp_step *s, const builder *b, int64_t at, const char *key)
 {
     int64_t v = esp_tree_get(b->d, at, key);
     if (kind_of(b->d, v) != ESP_JSON_STRING) return REFUSE("%s: '%s' is missing in '%.100s'", b->d->path, key, text_at(b->d, at, "type"));
-    s->content_bytes = b->d->e[v].bytes;
+    const char *text = esp_json_text(b->d->j, v, &s->content_bytes);
     if (!(s->content = esp_malloc(s->content_bytes + 1))) return ESP_EMEM;
-    memcpy(s->content, b->d->e[v].text, (size_t)s->content_bytes);
+    memcpy(s->content, text, (size_t)s->content_bytes);
     return ESP_OK;
 }
 
@@ -41,9 +44,10 @@ static int step_with(esp_step *s, const builder *b, int64_t at, const char *key)
 static int read_pattern(esp_pattern **out, const builder *b, int64_t at)
 {
     int64_t pattern = esp_tree_get(b->d, at, "pattern"), text = esp_tree_get(b->d, pattern, "String"), regex = esp_tree_get(b->d, pattern, "Regex");
-    if (kind_of(b->d, text) == ESP_JSON_STRING) return esp_pattern_literal(out, b->d->e[text].text, b->d->e[text].bytes);
-    if (kind_of(b->d, regex) == ESP_JSON_STRING) return esp_pattern_oniguruma(out, b->d->e[regex].text, b->d->e[regex].bytes, b->d->path);
-    return refuse(b, at, "the pattern");
+    int64_t which = kind_of(b->d, text) == ESP_JSON_STRING ? text : regex, bytes;
+    if (kind_of(b->d, which) != ESP_JSON_STRING) return refuse(b, at, "the pattern");
+    const char *pattern_text = esp_json_text(b->d->j, which, &bytes);
+    return which == text ? esp_pattern_literal(out, pattern_text, bytes) : esp_pattern_oniguruma(out, pattern_text, bytes, b->d->path);
 }
 
 /* Adds a step, or frees what it holds where making it failed. */
@@ -62,9 +66,10 @@ static int read_parts(builder *b, int64_t at, const part *known, const char *lis
     if (is(type, "Sequence")) {
         int64_t items = esp_tree_get(b->d, at, list);
         if (kind_of(b->d, items) != ESP_JSON_ARRAY) return refuse(b, at, "the list");
-        for (int64_t i = first_item(b->d, items); is_item(b->d, i); i = b->d->after[i]) TRY(read_parts(b, i, known, list, what));
+        for EACH_ITEM(i, b->d, items) TRY(read_parts(b, i, known, list, what));
         return ESP_OK;
     }
+    if (b->steps->count >= MOST_STEPS) return REFUSE("%s: more than %d steps of its %s", b->d->path, (int)MOST_STEPS, what);
     for (; known->type; known++) if (is(type, known->type)) return known->read(b, at);
     return REFUSE("%s: the %s '%.100s' is not known", b->d->path, what, type);
 }
@@ -298,11 +303,13 @@ static int read_unletter(builder *b, int64_t at)
 static int read_unbyte(builder *b, int64_t at) { (void)at; return esp_steps_add(b->steps, (esp_step){.map = esp_map_unbyte}); }
 static int read_fuse(builder *b, int64_t at) { (void)at; return esp_steps_add(b->steps, (esp_step){.fuse = 1}); }
 
+static int count_at(const builder *b, int64_t at) { return (int)esp_min((int64_t)esp_json_number(b->d->j, at), 1 << 20); }
+
 static int read_trim(builder *b, int64_t at)
 {
     int64_t start = esp_tree_get(b->d, at, "start"), stop = esp_tree_get(b->d, at, "stop");
     if (kind_of(b->d, start) != ESP_JSON_INT || kind_of(b->d, stop) != ESP_JSON_INT) return refuse(b, at, "start or stop");
-    esp_step s = {.map = esp_map_trim, .left = (int)esp_min((int64_t)b->d->e[start].number, 1 << 20), .right = (int)esp_min((int64_t)b->d->e[stop].number, 1 << 20)};
+    esp_step s = {.map = esp_map_trim, .left = count_at(b, start), .right = count_at(b, stop)};
     int code = step_with(&s, b, at, "content");
     if (code == ESP_OK && s.content_bytes == 0) code = refuse(b, at, "an empty content");
     return finish(b, code, s);
@@ -326,8 +333,9 @@ static int push_special(builder *b, esp_ids *to, int64_t specials, const char *n
 {
     int64_t ids = esp_tree_get(b->d, esp_tree_get(b->d, specials, name), "ids");
     if (kind_of(b->d, ids) != ESP_JSON_ARRAY) return REFUSE("%s: the special token '%.100s' of TemplateProcessing has no ids", b->d->path, name);
-    for (int64_t i = first_item(b->d, ids); is_item(b->d, i); i = b->d->after[i]) {
-        double id = b->d->e[i].number;
+    if (items_of(b->d, ids) > MOST_FRAME) return REFUSE("%s: the special token '%.100s' of TemplateProcessing has more than %d ids", b->d->path, name, (int)MOST_FRAME);
+    for EACH_ITEM(i, b->d, ids) {
+        double id = esp_json_number(b->d->j, i);
         if (kind_of(b->d, i) != ESP_JSON_INT || !(id >= 0 && id < (double)b->t->count)) return REFUSE("%s: an id of '%.100s' is outside the vocabulary", b->d->path, name);
         TRY(esp_ids_push(to, (int32_t)id));
     }
@@ -338,7 +346,8 @@ static int read_template(builder *b, int64_t at)
 {
     int64_t single = esp_tree_get(b->d, at, "single"), specials = esp_tree_get(b->d, at, "special_tokens");
     int texts = 0;
-    for (int64_t i = first_item(b->d, single); is_item(b->d, i); i = b->d->after[i]) {
+    if (items_of(b->d, single) > MOST_FRAME) return refuse(b, at, "the length of the template");
+    for EACH_ITEM(i, b->d, single) {
         int64_t special = esp_tree_get(b->d, i, "SpecialToken"), text = esp_tree_get(b->d, i, "Sequence");
         if (special == NONE && text == NONE) return refuse(b, at, "a part of the template");
         texts += text != NONE;
@@ -351,8 +360,8 @@ static int read_template(builder *b, int64_t at)
 static int push_pair(builder *b, esp_ids *to, int64_t at, const char *key)
 {
     int64_t pair = esp_tree_get(b->d, at, key);
-    if (kind_of(b->d, pair) != ESP_JSON_ARRAY || kind_of(b->d, pair + 1) != ESP_JSON_STRING || kind_of(b->d, pair + 2) != ESP_JSON_INT) return refuse(b, at, key);
-    double id = b->d->e[pair + 2].number;
+    if (items_of(b->d, pair) != 2 || kind_of(b->d, pair + 1) != ESP_JSON_STRING || kind_of(b->d, pair + 2) != ESP_JSON_INT) return refuse(b, at, key);
+    double id = esp_json_number(b->d->j, pair + 2);
     if (!(id >= 0 && id < (double)b->t->count)) return refuse(b, at, key);
     return esp_ids_push(to, (int32_t)id);
 }

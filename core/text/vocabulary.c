@@ -67,25 +67,32 @@ int esp_pieces_push(esp_pieces *p, int64_t from, int64_t to)
 
 /* ---- the vocabulary ---- */
 
-int esp_tokenizer_add(esp_tokenizer *t, const char *text, int64_t bytes, double score, int type)
+int esp_tokenizer_reserve(esp_tokenizer *t, int64_t pieces, int64_t text)
 {
-    if (t->count == t->room) {
-        int64_t room = t->room + t->room / 2 + 256;
-        piece *more = esp_realloc(t->pieces, room * (int64_t)sizeof *more);
+    if (pieces > t->room) {
+        piece *more = esp_realloc(t->pieces, pieces * (int64_t)sizeof *more);
         if (!more) return ESP_EMEM;
         t->pieces = more;
-        t->room = room;
+        t->room = pieces;
     }
-    if (t->text_used + bytes + 1 > t->text_room) {
-        int64_t room = t->text_room + t->text_room / 2 + bytes + 4096;
-        char *more = esp_realloc(t->text, room);
+    if (text > t->text_room) {
+        char *more = esp_realloc(t->text, text);
         if (!more) return ESP_EMEM;
         t->text = more;
-        t->text_room = room;
+        t->text_room = text;
     }
+    return ESP_OK;
+}
+
+int esp_tokenizer_add(esp_tokenizer *t, const char *text, int64_t bytes, double score, int type)
+{
+    if (t->count == ESP_MOST_PIECES) return esp_fail(ESP_EFORMAT, "tokenizer: more than %d pieces, which no tokenizer of use has", ESP_MOST_PIECES);
+    if (t->count == t->room) TRY(esp_tokenizer_reserve(t, t->room + t->room / 2 + 256, 0));
+    if (t->text_used + bytes + 1 > t->text_room) TRY(esp_tokenizer_reserve(t, 0, t->text_room + t->text_room / 2 + bytes + 4096));
+    if (t->text_used + bytes > UINT32_MAX) return esp_fail(ESP_EFORMAT, "tokenizer: more than 4 GiB of pieces");
     memcpy(t->text + t->text_used, text, (size_t)bytes);
     t->text[t->text_used + bytes] = 0;
-    t->pieces[t->count++] = (piece){t->text_used, bytes, score, type, 0, 1};
+    t->pieces[t->count++] = (piece){score, (uint32_t)t->text_used, (uint32_t)bytes, (uint8_t)type, 0, 1};
     t->text_used += bytes + 1;
     return ESP_OK;
 }
@@ -178,7 +185,7 @@ static int blocks_cut(const esp_tokenizer *t)
 static int make_set(esp_prefixes *p, const esp_tokenizer *t, int (*wanted)(const esp_tokenizer *t, const piece *e))
 {
     if (!(p->strings = esp_malloc((t->count + 1) * (int64_t)sizeof *p->strings))) return ESP_EMEM;
-    for (int32_t i = 0; i < t->count; i++) if (wanted(t, &t->pieces[i])) p->strings[p->count++] = (esp_string){piece_text(t, i), t->pieces[i].bytes, i};
+    for (int32_t i = 0; i < t->count; i++) if (wanted(t, &t->pieces[i])) p->strings[p->count++] = (esp_string){piece_text(t, i), (int32_t)t->pieces[i].bytes, i};
     return esp_prefixes_build(p);
 }
 

@@ -5,6 +5,7 @@
 local core = require "espalier.ffi"
 local file = require "espalier.io.file"
 local fail = require "espalier.fail"
+local new_table = require "table.new"
 
 local C = core.C
 local M = {}
@@ -22,65 +23,113 @@ function M.array(t)
   return setmetatable(t or {}, Array)
 end
 
-local NULL, BOOL, INT, FLOAT, STRING, KEY, OBJECT, OBJECT_END, ARRAY, ARRAY_END = 0, 1, 2, 3, 4, 5, 6, 7, 8, 9
-assert(KEY == 5 and OBJECT_END == 7)
+local NULL, BOOL, INT, FLOAT, STRING, OBJECT, ARRAY = 0, 1, 2, 3, 4, 6, 7
+
+-- The shortest text that reads back as the same double.
+local function shortest(v)
+  if v == math.floor(v) and math.abs(v) < 2 ^ 53 then return string.format("%.0f", v) end
+  for precision = 15, 17 do
+    local text = string.format("%." .. precision .. "g", v)
+    if tonumber(text) == v then return text end
+  end
+end
+
+-- What is being read: the entries j, and the bytes of memory that its values may still take (sizes are LuaJIT's, rounded up).
+local Reading = {}
+Reading.__index = Reading
+local TABLE, SLOT, FIELD, TEXT = 64, 8, 48, 64
+-- No text takes more than eight times its bytes and 16 MiB, of which some are left for the program's own.
+local TIMES, SPARE = 8, 10 * 2 ^ 20
+
+function Reading:take(bytes)
+  self.left = self.left - bytes
+  if self.left < 0 then
+    fail("%s: its %d bytes hold so many small values that they would take %d times as much memory; no file of use does", self.name, self.bytes, TIMES)
+  end
+end
+
+local length = core.new "int64_t[1]"
+
+function Reading:text(i)
+  local p = C.esp_json_text(self.j, i, length)
+  self:take(TEXT + tonumber(length[0]))
+  return core.string(p, length[0])
+end
 
 local read
 
-local function remember(t, key, e)
-  -- Floats that are whole (8.0) or written in another way keep their text.
-  if e.kind == FLOAT then
-    digits[t] = digits[t] or {}
-    digits[t][key] = core.string(e.text, e.bytes)
-  end
+-- Floats that are whole (8.0) or written in another way than ours keep their text.
+local function remember(self, t, key, i, value)
+  if C.esp_json_kind(self.j, i) ~= FLOAT then return end
+  local text = core.string(C.esp_json_text(self.j, i, nil))
+  if text == shortest(value) then return end
+  self:take((digits[t] and 0 or TABLE) + FIELD + TEXT + #text)
+  digits[t] = digits[t] or {}
+  digits[t][key] = text
 end
 
-local function read_object(events, i)
-  local t, keys = {}, {}
-  while events[i].kind ~= OBJECT_END do
-    local key = core.string(events[i].text, events[i].bytes)
-    keys[#keys + 1] = key
-    remember(t, key, events[i + 1])
-    t[key], i = read(events, i + 1)
+local function read_object(self, i, items)
+  self:take(TABLE + FIELD * items)
+  local t = new_table(0, items)
+  if items == 0 then return t end
+  self:take(TABLE + SLOT * items + FIELD)
+  local keys = new_table(items, 0)
+  i = i + 1
+  for k = 1, items do
+    local key = self:text(i)
+    local value, after = read(self, i + 1)
+    remember(self, t, key, i + 1, value)
+    keys[k], t[key], i = key, value, after
   end
   order[t] = keys
-  return t, i + 1
+  return t
 end
 
-local function read_array(events, i)
-  local t, n = setmetatable({}, Array), 0
-  while events[i].kind ~= ARRAY_END do
-    n = n + 1
-    remember(t, n, events[i])
-    t[n], i = read(events, i)
+local function read_array(self, i, items)
+  self:take(TABLE + SLOT * items)
+  local t = setmetatable(new_table(items, 0), Array)
+  i = i + 1
+  for k = 1, items do
+    local value, after = read(self, i)
+    remember(self, t, k, i, value)
+    t[k], i = value, after
   end
-  return t, i + 1
+  return t
 end
 
-function read(events, i)
-  local e = events[i]
-  local kind = e.kind
-  if kind == OBJECT then return read_object(events, i + 1) end
-  if kind == ARRAY then return read_array(events, i + 1) end
-  if kind == STRING then return core.string(e.text, e.bytes), i + 1 end
-  if kind == INT or kind == FLOAT then return e.number, i + 1 end
-  if kind == BOOL then return e.flag == 1, i + 1 end
-  assert(kind == NULL)
-  return M.null, i + 1
+-- The value at entry i, and the entry behind it.
+function read(self, i)
+  local j, kind = self.j, C.esp_json_kind(self.j, i)
+  if kind == INT or kind == FLOAT then return C.esp_json_number(j, i), i + 1 end
+  if kind == STRING then return self:text(i), i + 1 end
+  if kind == BOOL then return C.esp_json_number(j, i) ~= 0, i + 1 end
+  if kind == NULL then return M.null, i + 1 end
+  local make = kind == OBJECT and read_object or read_array
+  assert(kind == OBJECT or kind == ARRAY)
+  return make(self, i, tonumber(C.esp_json_items(j, i))), tonumber(C.esp_json_after(j, i))
 end
 
---- The value of a JSON text; name stands in messages.
+-- The value of what was parsed, which is then freed.
+local function value_of(j, bytes, name)
+  j = core.gc(j, C.esp_json_free)
+  local reading = setmetatable({ j = j, bytes = bytes, name = name, left = TIMES * bytes + SPARE - tonumber(C.esp_json_bytes(j)) }, Reading)
+  local value = read(reading, 0)
+  C.esp_json_free(core.gc(j, nil))
+  return value
+end
+
+--- The value of a JSON text; name stands in messages. One whose values would take more memory than eight times its bytes and 16 MiB is refused.
 function M.decode(text, name)
   local out = core.new "esp_json *[1]"
   core.try(C.esp_json_parse(out, text, #text, name or "json"))
-  local value = read(C.esp_json_events(out[0]), 0)
-  C.esp_json_free(out[0])
-  return value
+  return value_of(out[0], #text, name or "json")
 end
 
 --- The value in a JSON file.
 function M.read(path)
-  return M.decode(file.read(path), path)
+  local out = core.new "esp_json *[1]"
+  core.try(C.esp_json_read(out, path))
+  return value_of(out[0], file.size(path), path)
 end
 
 --- Keys of an object in the order in which they were read (new ones sorted after them).
@@ -126,12 +175,7 @@ end
 local function number(v, kept, where)
   if v ~= v or v == math.huge or v == -math.huge then fail("json: %s at %s cannot be written", tostring(v), where) end
   if kept and tonumber(kept) == v then return kept end
-  if v == math.floor(v) and math.abs(v) < 2 ^ 53 then return string.format("%.0f", v) end
-  -- The shortest text that reads back as the same double.
-  for precision = 15, 17 do
-    local text = string.format("%." .. precision .. "g", v)
-    if tonumber(text) == v then return text end
-  end
+  return shortest(v)
 end
 
 local write
