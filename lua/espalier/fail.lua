@@ -21,6 +21,8 @@ local function fail(format, ...)
 end
 
 return setmetatable({
+  --- Says on stderr what is odd, but does no harm.
+  warn = function(text) io.stderr:write("espalier: warning: ", text, "\n") end,
   --- Exit code of the program where no error ends it: 1 once something failed beside what went on (a cell of a sweep).
   status = 0,
   --- Raises the sentence unless condition holds; else returns the condition.

@@ -205,6 +205,14 @@ for _, name in ipairs(names) do
     t.near(largest(model:logits(gold.input_ids), gold.logits_bf16_weights), 0, tolerance(gold.logits_bf16_weights), "logits")
   end)
 
+  t.test("products of golden " .. name .. " in bf16", function()
+    local model, gold = open()
+    local logits = model:in_precision("bf16"):logits(gold.input_ids)
+    local difference, most = largest(logits, gold.logits), largest(gold.logits)
+    t.ok(difference <= 0.03 * most, string.format("logits differ by %g, the largest is %g", difference, most))
+    t.ok(difference > 1e-5 * most, "they are products of rounded numbers")
+  end)
+
   t.test("every axis of golden " .. name .. " can be cut, saved and opened again", function()
     local model, gold = open()
     local stats = esp.importance.measure(model, gold.input_ids, { quiet = true })

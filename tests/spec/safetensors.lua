@@ -4,7 +4,7 @@ local t = ...
 local esp = require "espalier"
 local tensor = require "espalier.tensor"
 local file = esp.io.file
-local safetensors = esp.io.safetensors
+local safetensors, shards = esp.io.safetensors, require "espalier.io.shards"
 
 local function length(n)
   local bytes = {}
@@ -212,11 +212,13 @@ local function sharded()
   end
   for k = 1, 2 do safetensors.write(string.format("%s/m/model-0000%d-of-00002.safetensors", dir, k), parts[k]) end
   file.remove(dir .. "/m/model.safetensors")
-  local function index(weight_map)
-    esp.io.json.write(dir .. "/m/model.safetensors.index.json", { metadata = { total_size = 1 }, weight_map = weight_map })
+  local total = 0
+  for _, p in pairs(model:parameters()) do total = total + 4 * p:count() end
+  local function index(weight_map, metadata)
+    esp.io.json.write(dir .. "/m/model.safetensors.index.json", { metadata = metadata or { total_size = total }, weight_map = weight_map })
   end
   index(map)
-  return dir .. "/m", model, map, index
+  return dir .. "/m", model, map, index, total
 end
 
 t.test("a sharded folder is one model; an index that lies is refused", function()
@@ -262,7 +264,7 @@ t.test("shards hold each weight once, and each shard is named", function()
   safetensors.write(dir .. part, extra)
   t.fails("model.safetensors.index.json: model-00001-of-00002.safetensors holds '", esp.load, dir)
   safetensors.write(dir .. part, first)
-  t.near(esp.load(dir):logits { { 1, 2 } }, model:logits { { 1, 2 } }, 0, "total_size may be wrong")
+  t.near(esp.load(dir):logits { { 1, 2 } }, model:logits { { 1, 2 } }, 0, "whole again")
   safetensors.write(dir .. "/model-00003-of-00002.safetensors", { more = tensor.zeros { 2 } })
   t.fails("names nothing of model-00003-of-00002.safetensors", esp.load, dir)
   file.remove(dir .. "/model-00003-of-00002.safetensors")
@@ -272,8 +274,37 @@ t.test("shards hold each weight once, and each shard is named", function()
   t.fails("field 'weight_map' is missing", esp.load, dir)
 end)
 
+t.test("a wrong total_size of an index is said, and does no harm", function()
+  local dir, model, map, index, total = sharded()
+  local files = file.size(dir .. "/model-00001-of-00002.safetensors") + file.size(dir .. "/model-00002-of-00002.safetensors")
+  local null = esp.io.json.null
+  for _, fine in ipairs { { total_size = total }, { total_size = files }, { total_size = null }, {}, null } do
+    index(map, fine)
+    t.equal(select(2, shards.open(dir)), nil)
+  end
+  index(map, { total_size = "big" })
+  t.ok(select(2, shards.open(dir)):find("total_size is no number, but the tensors of its shards have " .. total .. " bytes", 1, true))
+  index(map, { total_size = total - 4 })
+  local program, out = t.program() or t.skip "needs the espalier program", dir .. ".out"
+  local code = esp.io.process.start({ file.real(program), "-e", 'esp.load("' .. dir .. '"):loss { { 1, 2, 3 } }' }, out):wait()
+  local said = t.read(out)
+  t.equal(code, 0, said)
+  t.ok(said:find("espalier: warning: " .. dir .. "/model.safetensors.index.json: total_size is " .. total - 4, 1, true), said)
+  t.near(tonumber(said:match "\n([%d.]+)"), model:loss { { 1, 2, 3 } }, 1e-4)
+  local lines = tostring(require("espalier.export.check").check(dir))
+  t.ok(lines:find("note    index         " .. dir .. "/model.safetensors.index.json: total_size is", 1, true), lines)
+end)
+
+t.test("the plan of a folder whose index lies is a sentence too", function()
+  local dir, _, map, index = sharded()
+  index { ["model.norm.weight"] = "../x" }
+  t.fails("'../x', which is no file of the folder", esp.plan, dir)
+  index(map)
+  t.write(dir .. "/model.safetensors.index.json", "7")
+  t.fails("field 'weight_map' is missing", esp.plan, dir)
+end)
+
 t.test("weights are written in shards of at most the bytes asked for, in order, with their index", function()
-  local shards = require "espalier.io.shards"
   local dir, tensors = t.folder(), {}
   for i, n in ipairs { 100, 300, 50, 1000, 1, 1 } do tensors["t" .. i] = tensor.full({ n }, i) end
   local order = { "t1", "t2", "t3", "t4", "t5", "t6" }

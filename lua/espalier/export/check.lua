@@ -101,11 +101,11 @@ end
 
 --- Checks a model folder or a GGUF file: a list of lines { mark, what, text }, report.ok; print it. Nothing is written.
 function M.check(path)
-  local report, model = setmetatable({ ok = true }, Report), nil
+  local report, model, odd = setmetatable({ ok = true }, Report), nil, nil
   path = models.find(path)
   local folder = file.kind(path) == "folder"
   run(report, "opens", function()
-    model = models.load(path)
+    model, odd = models.open(path)
     return shapes.text(model.shape)
   end)
   if not model then return report end
@@ -113,6 +113,7 @@ function M.check(path)
   if folder then
     local record = file.join(path, "espalier.json")
     run(report, "files", function() return files(path, file.kind(record) and json.read(record)) end)
+    run(report, "index", function() return odd, "note" end)
     run(report, "logits", probe, path, model)
     run(report, "ids", ids, path, model)
   end

@@ -10,12 +10,13 @@ local M = {}
 local File = {}
 File.__index = File
 
---- Opens a file and checks its whole header. f.names: list in the order of the bytes; f:tensor(name); f:describe(name); f.metadata.
+--- Opens a file and checks its whole header. f.names: list in the order of the bytes; f:tensor(name); f:describe(name); f.metadata; f.bytes: of all
+-- tensors.
 function M.open(path)
   local out = core.new "esp_safetensors *[1]"
   core.try(C.esp_safetensors_open(out, path))
   local c = core.gc(out[0], C.esp_safetensors_close)
-  local f = setmetatable({ c = c, path = path, names = {}, index = {}, metadata = {} }, File)
+  local f = setmetatable({ c = c, path = path, names = {}, index = {}, metadata = {}, bytes = tonumber(C.esp_safetensors_bytes(c)) }, File)
   for i = 0, tonumber(C.esp_safetensors_count(c)) - 1 do
     local name = core.string(C.esp_safetensors_name(c, i))
     f.names[i + 1] = name

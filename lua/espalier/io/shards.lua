@@ -34,13 +34,32 @@ local function check_unnamed(dir, index, opened)
   end
 end
 
-local function by_index(dir, index)
+-- { [tensor name] = file name } of an index, every one of them a name in the folder; and what it says of the bytes of all, or nil.
+local function read_index(index)
   local whole = json.read(index)
   local map = type(whole) == "table" and whole.weight_map
   if type(map) ~= "table" then fail("%s: field 'weight_map' is missing", index) end
+  for name, part in pairs(map) do check_part(index, name, part) end
+  return map, type(whole.metadata) == "table" and whole.metadata.total_size or nil
+end
+
+-- A sentence where the bytes that an index claims are not those of its tensors; files' own bytes, which some programs write, pass. Nothing is made
+-- of the number, and names, shapes and bytes are all checked without it: a wrong one does no harm.
+local function check_total(index, total, opened)
+  local tensors, files = 0, 0
+  for _, f in pairs(opened) do
+    tensors = tensors + f.bytes
+    files = files + file.size(f.path)
+  end
+  if total == nil or total == json.null or total == tensors or total == files then return nil end
+  return string.format("%s: total_size is %s, but the tensors of its shards have %s bytes; all else of it holds", index,
+    type(total) == "number" and string.format("%.0f", total) or "no number", string.format("%.0f", tensors))
+end
+
+local function by_index(dir, index)
+  local map, total = read_index(index)
   local where, opened, count = {}, {}, {}
   for name, part in pairs(map) do
-    check_part(index, name, part)
     if not opened[part] then
       local path = file.join(dir, part)
       if not file.kind(path) then fail("%s: '%s' is in %s, which is not there", index, name, part) end
@@ -60,10 +79,22 @@ local function by_index(dir, index)
     end
   end
   check_unnamed(dir, index, opened)
-  return where
+  return where, check_total(index, total, opened)
 end
 
---- { [tensor name] = open safetensors file } of a folder.
+--- Files of the weights of a folder: the shards of its index, or the one file; none where it has neither. Nothing of them is opened.
+function M.files(dir)
+  local index, one = file.join(dir, M.index), file.join(dir, M.single)
+  if not file.kind(index) then return file.kind(one) and { one } or {} end
+  local seen, list = {}, {}
+  for _, part in pairs((read_index(index))) do
+    if not seen[part] then list[#list + 1] = file.join(dir, part) end
+    seen[part] = true
+  end
+  return list
+end
+
+--- { [tensor name] = open safetensors file } of a folder; and a sentence about its index that does no harm, or nil.
 function M.open(dir)
   local index = file.join(dir, M.index)
   if file.kind(index) then return by_index(dir, index) end

@@ -39,7 +39,8 @@ end
 local harmless = { ["lm_head.weight"] = true }
 
 --- Opens a folder: headers and shapes are checked, weights are read when they are first used. f32 and bf16 are used as they are stored, mapped; f16
--- and f64 widen to f32, f8 to bf16, exactly (f64 is rounded). opt.dtype: "f32" or "bf16" converts.
+-- and f64 widen to f32, f8 to bf16, exactly (f64 is rounded). opt.dtype: "f32" or "bf16" converts. A second result: a sentence about what is odd in
+-- the folder but does no harm.
 function M.load(dir, opt)
   opt = options.check("esp.load", opt, { dtype = { "string", one_of = { "f32", "bf16" } } })
   local config_path = file.join(dir, "config.json")
@@ -47,7 +48,8 @@ function M.load(dir, opt)
   local config = json.read(config_path)
   local shape = configs.of_config(config, config_path)
   return tape.outside_scopes(function()
-    local where, weights, known = shards.open(dir), {}, {}
+    local where, odd = shards.open(dir)
+    local weights, known = {}, {}
     for _, want in ipairs(configs.stored(shape, config.model_type)) do
       for name, t in pairs(take(where, want, dir, opt.dtype)) do weights[name] = t end
       known[want.name] = true
@@ -57,7 +59,7 @@ function M.load(dir, opt)
         fail("%s: the weight '%s' has no place in a %s of this config.json", dir, name, config.model_type)
       end
     end
-    return models.new(shape, { weights = weights, config = config, source = dir, lineage = lineages.read(dir) })
+    return models.new(shape, { weights = weights, config = config, source = dir, lineage = lineages.read(dir) }), odd
   end)
 end
 

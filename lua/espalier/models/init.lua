@@ -34,13 +34,20 @@ function M.find(name)
   fail("esp.load: there is no '%s'", name)
 end
 
---- Opens a model: a Hugging Face folder, its name in the local cache, a GGUF file, or a llama2.c .bin. opt.dtype: "f32" or "bf16" converts the
--- weights of the first three.
-function M.load(name, opt)
+--- The same as load, without a warning: the model, and a sentence about what is odd in its files but does no harm, or nil.
+function M.open(name, opt)
   local path = M.find(name)
   if file.kind(path) == "folder" then return require("espalier.models.huggingface").load(path, opt) end
   if path:match "%.gguf$" then return require("espalier.models.gguf").load(path, opt) end
   return require("espalier.models.llama2c").load(path)
+end
+
+--- Opens a model: a Hugging Face folder, its name in the local cache, a GGUF file, or a llama2.c .bin. opt.dtype: "f32" or "bf16" converts the
+-- weights of the first three.
+function M.load(name, opt)
+  local model, odd = M.open(name, opt)
+  if odd then fail.warn(odd) end
+  return model
 end
 
 return M

@@ -2,6 +2,7 @@
 
 local file = require "espalier.io.file"
 local json = require "espalier.io.json"
+local shards = require "espalier.io.shards"
 local safetensors = require "espalier.io.safetensors"
 local shapes = require "espalier.models.shape"
 local configs = require "espalier.models.config"
@@ -9,28 +10,12 @@ local fail = require "espalier.fail"
 
 local M = {}
 
--- Files of weights of a folder: shards of an index, or the one file; none where the folder holds config.json alone.
-local function files(dir)
-  local index = file.join(dir, "model.safetensors.index.json")
-  if not file.kind(index) then
-    local one = file.join(dir, "model.safetensors")
-    return file.kind(one) and { one } or {}
-  end
-  local map, seen, list = json.read(index).weight_map, {}, {}
-  if type(map) ~= "table" then fail("%s: field 'weight_map' is missing", index) end
-  for _, part in pairs(map) do
-    if not seen[part] then list[#list + 1] = file.join(dir, part) end
-    seen[part] = true
-  end
-  return list
-end
-
 local size_of = { F64 = 8, F32 = 4, BF16 = 2, F16 = 2, F8_E4M3 = 1, F8_E5M2 = 1, I8 = 1, U8 = 1 }
 
 --- { parameters, bytes, dtypes = { F32 = parameters } } of a folder's headers, or nil without weights. A head that repeats tied embeddings and
 -- tables of rotary frequencies are no parameters.
 function M.stored(dir, s)
-  local list = files(dir)
+  local list = shards.files(dir)
   if #list == 0 then return nil end
   local sum = { parameters = 0, bytes = 0, dtypes = {} }
   for _, path in ipairs(list) do
