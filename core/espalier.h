@@ -71,7 +71,7 @@ int64_t esp_rss(void);             /* resident bytes of this process now */
 int64_t esp_rss_peak(void);        /* ... and at most */
 int64_t esp_memory_available(void);/* bytes this machine (or this cgroup) could still give */
 const char *esp_cpu_name(void);    /* model name of the processor */
-const char *esp_isa_name(void);    /* instruction set of the kernels written for one: "avx512_bf16" or "generic"; ESPALIER_ISA lowers it */
+const char *esp_isa_name(void);    /* instruction set of the kernels written for one: "amx", "avx512_bf16" or "generic"; ESPALIER_ISA lowers it */
 const char *esp_blas_core(void);   /* core type that OpenBLAS was opened with, e.g. "SkylakeX" */
 
 /* ---- tensors --------------------------------------------------------------------------------------------------------- */
@@ -115,7 +115,8 @@ enum esp_activation { ESP_SILU = 0, ESP_GELU_TANH = 1, ESP_RELU2 = 2 };
  *
  * One list: name, parameters. It expands to the prototypes esp_NAME, to the table type of a backend, and to each backend's table.
  * "rows" below means: last dimension dense, the others collapse to one row stride (a prefix slice of a dense tensor does).
- * Float tensors are f32 unless the comment says more; weights ("w", "b") of linear, bias, embedding and norms may be bf16 (arithmetic stays f32).
+ * Float tensors are f32 unless the comment says more; weights ("w", "b") of linear, bias, embedding and norms may be bf16 (arithmetic stays f32), and
+ * so may the rows that bias, norms, rope and gate read and write, each for itself: what is read is widened, what is written is rounded.
  * Outputs must not overlap inputs unless the comment allows it.
  */
 #define ESP_OPS(X) \
@@ -144,7 +145,7 @@ enum esp_activation { ESP_SILU = 0, ESP_GELU_TANH = 1, ESP_RELU2 = 2 };
     X(linear_dw_acc, (esp_tensor *dw, const esp_tensor *dy, const esp_tensor *x)) \
     \
     /* -- linear16.c: the same products in bf16: x, w, y and dy, f32 or bf16 as stored, are rounded to bf16 on their way in, sums are f32; a result \
-     * in bf16 is rounded once. Four rows or fewer of f32 come out as linear makes them. packed (or NULL): i32, what \
+     * in bf16 is rounded once. Four rows or fewer come out as linear makes them. packed (or NULL): i32, what \
      * pack16 made of w, for a weight that many calls share: w is then not read -- */ \
     X(linear16, (esp_tensor *y, const esp_tensor *x, const esp_tensor *w, const esp_tensor *packed)) \
     X(linear16_dx, (esp_tensor *dx, const esp_tensor *dy, const esp_tensor *w, const esp_tensor *packed)) \

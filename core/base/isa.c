@@ -6,7 +6,14 @@
 
 #include "base.h"
 
-static const char *const names[] = {"generic", "avx512_bf16"};
+#if ESP_HAVE_AMX
+#include <cpuid.h>
+#include <immintrin.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
+static const char *const names[] = {"generic", "avx512_bf16", "amx"};
 enum { COUNT = sizeof names / sizeof *names };
 
 static struct {
@@ -15,13 +22,26 @@ static struct {
     const char *unknown;
 } isa = {.once = PTHREAD_ONCE_INIT};
 
+#if ESP_HAVE_AMX
+/* The processor multiplies tiles of bf16, the system keeps their registers (XCR0 bits 17 and 18), and gives them to this process when asked. */
+static __attribute__((target("xsave"))) int has_amx(void)
+{
+    unsigned a, b, c, d;
+    if (!__get_cpuid(1, &a, &b, &c, &d) || !(c & bit_OSXSAVE)) return 0;
+    if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || !(d & 1u << 22) || !(d & 1u << 24)) return 0;
+    if ((_xgetbv(0) & 3u << 17) != 3u << 17) return 0;
+    enum { ASK = 0x1023, TILE_DATA = 18 };                 /* ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA */
+    return syscall(SYS_arch_prctl, ASK, TILE_DATA) == 0;
+}
+#endif
+
 static int best_of_machine(void)
 {
 #if ESP_HAVE_AVX512_BF16
     __builtin_cpu_init();
     if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
         __builtin_cpu_supports("avx512bf16")) {
-        return ESP_ISA_AVX512_BF16;
+        return has_amx() ? ESP_ISA_AMX : ESP_ISA_AVX512_BF16;
     }
 #endif
     return ESP_ISA_GENERIC;
@@ -41,7 +61,7 @@ static void settle(void)
 int esp_isa(int *used)
 {
     pthread_once(&isa.once, settle);
-    if (isa.unknown) return esp_fail(ESP_EARG, "ESPALIER_ISA is '%s', want generic or avx512_bf16", isa.unknown);
+    if (isa.unknown) return esp_fail(ESP_EARG, "ESPALIER_ISA is '%s', want generic, avx512_bf16 or amx", isa.unknown);
     *used = isa.used;
     return ESP_OK;
 }

@@ -3,7 +3,7 @@
 
 #include "../formula.h"
 
-enum { F32 = ESP_BIT(ESP_F32), BLOCK = 32768 };
+enum { FLOATS = ESP_BIT(ESP_F32) | ESP_BIT(ESP_BF16), BLOCK = 32768 };
 
 typedef struct gate_args {
     esp_rows y, gate, up, dgate, dup, dy;
@@ -15,14 +15,14 @@ typedef struct gate_args {
 
 static int check_one(esp_rows *out, const char *op, const char *arg, const esp_tensor *t, const esp_tensor *gate, int access)
 {
-    TRY(esp_check_rows(out, op, arg, t, F32, access));
+    TRY(esp_check_rows(out, op, arg, t, FLOATS, access));
     return esp_check_shape(op, arg, t, gate->ndim, gate->shape, "shape of gate");
 }
 
 static int check_gate(gate_args *a, const char *op, const esp_tensor *gate, const esp_tensor *up, int kind)
 {
     *a = (gate_args){.kind = kind};
-    TRY(esp_check_rows(&a->gate, op, "gate", gate, F32, ESP_READ));
+    TRY(esp_check_rows(&a->gate, op, "gate", gate, FLOATS, ESP_READ));
     if (up) TRY(check_one(&a->up, op, "up", up, gate, ESP_READ));
     if (kind < ESP_SILU || kind > ESP_RELU2) return esp_fail(ESP_EARG, "%s: kind is %d, want one of esp_activation", op, kind);
     a->rows_per_block = esp_max_of(1, BLOCK / esp_max_of(1, a->gate.cols));
@@ -90,15 +90,16 @@ static const struct {
 } rows_of[] = {
     [ESP_SILU] = {silu_row, silu_backward}, [ESP_GELU_TANH] = {gelu_tanh_row, gelu_tanh_backward}, [ESP_RELU2] = {relu2_row, relu2_backward}};
 
-/* Row n, NULL where the tensor is not there. */
-static float *row(const esp_rows *r, int64_t n) { return r->data ? (float *)r->data + n * r->stride : NULL; }
-
 static int forward_block(void *context, int64_t block)
 {
     const gate_args *a = context;
-    int64_t end = esp_min((block + 1) * a->rows_per_block, a->gate.rows);
+    int64_t end = esp_min((block + 1) * a->rows_per_block, a->gate.rows), C = a->gate.cols;
+    float *room = esp_scratch(3 * C * 4);
+    if (!room) return ESP_EMEM;
     for (int64_t n = block * a->rows_per_block; n < end; n++) {
-        rows_of[a->kind].forward(row(&a->y, n), row(&a->gate, n), row(&a->up, n), a->gate.cols);
+        float *y = esp_row_at(&a->y, n, room);
+        rows_of[a->kind].forward(y, esp_row_in(&a->gate, n, room + C), a->up.data ? esp_row_in(&a->up, n, room + 2 * C) : NULL, C);
+        esp_row_out(&a->y, n, y);
     }
     return ESP_OK;
 }
@@ -113,9 +114,16 @@ int esp_cpu_gate(esp_tensor *y, const esp_tensor *gate, const esp_tensor *up, in
 static int backward_block(void *context, int64_t block)
 {
     const gate_args *a = context;
-    int64_t end = esp_min((block + 1) * a->rows_per_block, a->gate.rows);
+    int64_t end = esp_min((block + 1) * a->rows_per_block, a->gate.rows), C = a->gate.cols;
+    float *room = esp_scratch(5 * C * 4);
+    if (!room) return ESP_EMEM;
     for (int64_t n = block * a->rows_per_block; n < end; n++) {
-        rows_of[a->kind].backward(row(&a->dgate, n), row(&a->dup, n), row(&a->dy, n), row(&a->gate, n), row(&a->up, n), a->gate.cols);
+        int gated = a->up.data != NULL;
+        float *dgate = esp_row_at(&a->dgate, n, room), *dup = gated ? esp_row_at(&a->dup, n, room + C) : NULL;
+        const float *up = gated ? esp_row_in(&a->up, n, room + 4 * C) : NULL;
+        rows_of[a->kind].backward(dgate, dup, esp_row_in(&a->dy, n, room + 2 * C), esp_row_in(&a->gate, n, room + 3 * C), up, C);
+        esp_row_out(&a->dgate, n, dgate);
+        if (gated) esp_row_out(&a->dup, n, dup);
     }
     return ESP_OK;
 }

@@ -27,6 +27,8 @@ void esp_gemm_block(int ta, int tb, int64_t m, int64_t n, int64_t k, float alpha
                     float beta, float *c, int64_t ldc);
 /* Up to so many rows a linear layer reads its weight once, as it is stored, and computes in f32: reading is all that counts then. */
 enum { ESP_FEW_ROWS = 4 };
+/* y = x w^T for rows of f32 and a weight in f32 or bf16, which is read once a row: for a few rows. */
+int esp_linear_few(const esp_rows *x, const esp_rows *w, const esp_rows *y);
 /* Opens the BLAS library (once); every op that calls esp_gemm_block calls this first, outside tasks. */
 int esp_gemm_open(void);
 

@@ -1,7 +1,7 @@
 /* The bias of a linear layer: y = x + b, row by row. */
 #include "backend.h"
 
-enum { F32 = ESP_BIT(ESP_F32), WEIGHT = ESP_BIT(ESP_F32) | ESP_BIT(ESP_BF16), BLOCK = 32768 };
+enum { FLOATS = ESP_BIT(ESP_F32) | ESP_BIT(ESP_BF16), BLOCK = 32768 };
 
 typedef struct bias_args {
     esp_rows y, x, b;
@@ -11,10 +11,10 @@ typedef struct bias_args {
 static int check(bias_args *a, const esp_tensor *y, const esp_tensor *x, const esp_tensor *b)
 {
     char text[ESP_TEXT], other[ESP_TEXT];
-    TRY(esp_check_rows(&a->x, "bias", "x", x, F32, ESP_READ));
-    TRY(esp_check_rows(&a->y, "bias", "y", y, F32, ESP_WRITE));
+    TRY(esp_check_rows(&a->x, "bias", "x", x, FLOATS, ESP_READ));
+    TRY(esp_check_rows(&a->y, "bias", "y", y, FLOATS, ESP_WRITE));
     TRY(esp_check_shape("bias", "y", y, x->ndim, x->shape, "shape of x"));
-    TRY(esp_check_rows(&a->b, "bias", "b", b, WEIGHT, ESP_READ));
+    TRY(esp_check_rows(&a->b, "bias", "b", b, FLOATS, ESP_READ));
     if (b->count != a->x.cols || a->b.cols != a->x.cols) {
         return esp_fail(ESP_ESHAPE, "bias: 'b' is %s, want [%lld] (last dimension of x %s)", esp_shape_text(text, b->ndim, b->shape),
                         (long long)a->x.cols, esp_shape_text(other, x->ndim, x->shape));
@@ -39,15 +39,13 @@ static int forward_block(void *context, int64_t block)
 {
     const bias_args *a = context;
     int64_t end = esp_min((block + 1) * a->rows_per_block, a->x.rows), C = a->x.cols;
-    const float *b = a->b.data;
-    if (a->b.dtype == ESP_BF16) {
-        float *wide = esp_scratch(C * 4);
-        if (!wide) return ESP_EMEM;
-        for (int64_t i = 0; i < C; i++) wide[i] = esp_bf16_to_f32(((const uint16_t *)a->b.data)[i]);
-        b = wide;
-    }
+    float *room = esp_scratch(3 * C * 4);
+    if (!room) return ESP_EMEM;
+    const float *b = esp_row_in(&a->b, 0, room);
     for (int64_t n = block * a->rows_per_block; n < end; n++) {
-        add_row((float *)a->y.data + n * a->y.stride, (const float *)a->x.data + n * a->x.stride, b, C);
+        float *y = esp_row_at(&a->y, n, room + C);
+        add_row(y, esp_row_in(&a->x, n, room + 2 * C), b, C);
+        esp_row_out(&a->y, n, y);
     }
     return ESP_OK;
 }

@@ -175,11 +175,17 @@ static int few_rows_block(void *context, int64_t block)
 
 /* ---- kernels ---- */
 
+int esp_linear_few(const esp_rows *x, const esp_rows *w, const esp_rows *y)
+{
+    linear_args a = {*x, *w, *y};
+    return esp_parallel(esp_ceil_div(w->rows, OUTPUTS), few_rows_block, &a);
+}
+
 int esp_cpu_linear(esp_tensor *y, const esp_tensor *x, const esp_tensor *w)
 {
     linear_args a;
     TRY(check(&a, "linear", x, "x", w, "w", y, "y", 'y'));
-    if (a.x.rows <= ESP_FEW_ROWS) return esp_parallel(esp_ceil_div(a.w.rows, OUTPUTS), few_rows_block, &a);
+    if (a.x.rows <= ESP_FEW_ROWS) return esp_linear_few(&a.x, &a.w, &a.y);
     return run((product){.tb = 1, .b_dtype = a.w.dtype, .m = a.x.rows, .n = a.w.rows, .k = a.x.cols, .a = a.x.data, .lda = a.x.stride,
                          .b = a.w.data, .ldb = a.w.stride, .c = a.y.data, .ldc = a.y.stride});
 }

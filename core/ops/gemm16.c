@@ -1,13 +1,12 @@
 /* Matrix products in bf16 with sums in f32 on row-major matrices.
  *
  * op(B) is packed into panels of 32 columns, each [pairs of k][32] so that one load feeds one instruction; op(A) is read where it stands if its
- * rows are bf16 pairs already, else copied to such rows, or to [pairs of k][m] where it comes transposed. Then blocks of C, whose bounds depend on
- * the shape alone, are spread over the pool. */
+ * rows are bf16 pairs already, else copied to such rows. Then blocks of C, whose bounds depend on the shape alone, are spread over the pool. */
 #include "backend.h"
 #include "gemm16.h"
 
 /* A block of C is at most BLOCK_ROWS x BLOCK_COLS; PAIRS of k at a time keep a panel of B (24 KiB) in the first cache and a block of A in the second. */
-enum { BLOCK_ROWS = 192, BLOCK_COLS = 512, PAIRS = 192, PACK_PANELS = 4, CONVERT_ROWS = 16 };
+enum { BLOCK_ROWS = 192, BLOCK_COLS = 512, PAIRS = 192, PACK_PANELS = 4, CONVERT_ROWS = 16, WIDTH = 64 };
 
 /* ---- packing ---- */
 
@@ -56,16 +55,14 @@ typedef struct packing {
     int64_t k, n, pairs;
 } packing;
 
-/* Transposes 16 rows of pairs into columns. */
-static ESP_SIMD void columns_of(uint32_t *restrict to, const uint32_t *restrict rows, int64_t stride, int64_t pairs, int64_t n)
+/* to[c * ldt + r] = from[r * ldf + c], rows x cols pairs. */
+static void transpose(uint32_t *to, int64_t ldt, const uint32_t *from, int64_t ldf, int64_t rows, int64_t cols)
 {
-    int64_t p = 0;
-    for (; n == 16 && p + 16 <= pairs; p += 16) {
-        uint32_t block[16][16];
-        for (int j = 0; j < 16; j++) memcpy(block[j], rows + j * stride + p, 64);
-        for (int q = 0; q < 16; q++) for (int j = 0; j < 16; j++) to[(p + q) * ESP_TILE_COLS + j] = block[j][q];
+    for (int64_t r = 0; r < rows; r += 16) {
+        int64_t n = esp_min(16, rows - r), c = 0;
+        for (; n == 16 && c + 16 <= cols; c += 16) esp_transpose16(to + c * ldt + r, ldt, from + r * ldf + c, ldf);
+        for (; c < cols; c++) for (int64_t i = r; i < r + n; i++) to[c * ldt + i] = from[i * ldf + c];
     }
-    for (; p < pairs; p++) for (int64_t j = 0; j < n; j++) to[p * ESP_TILE_COLS + j] = rows[j * stride + p];
 }
 
 /* Panels of B stored [n,k]: sixteen rows at a time become sixteen columns. */
@@ -79,7 +76,7 @@ static int pack_transposed(void *context, int64_t block)
         int64_t n = esp_min(16, g->n - j);
         uint32_t *to = g->to + (j / ESP_TILE_COLS * g->pairs) * ESP_TILE_COLS + j % ESP_TILE_COLS;
         for (int64_t r = 0; r < n; r++) row_of_pairs(rows + r * g->pairs * 2, &g->x, j + r, g->k);
-        columns_of(to, (const uint32_t *)(const void *)rows, g->pairs, g->pairs, n);
+        transpose(to, ESP_TILE_COLS, (const uint32_t *)(const void *)rows, g->pairs, n, g->pairs);
     }
     return ESP_OK;
 }
@@ -118,12 +115,26 @@ static int convert_rows(void *context, int64_t block)
     return ESP_OK;
 }
 
-/* Sixteen pairs of rows of A stored [k,m]. */
-static int zip_block(void *context, int64_t block)
+/* Columns col .. col+n-1 of A stored [k,m] as rows of pairs: sixteen pairs of rows at a time are zipped and turned over. */
+static void rows_of_columns(uint32_t *to, const esp_matrix *x, int64_t k, int64_t col, int64_t n)
+{
+    int64_t pairs = esp_ceil_div(k, 2);
+    uint32_t zipped[16 * WIDTH];
+    for (int64_t c = 0; c < n; c += WIDTH) {
+        int64_t width = esp_min(WIDTH, n - c);
+        for (int64_t p = 0; p < pairs; p += 16) {
+            int64_t rows = esp_min(16, pairs - p);
+            for (int64_t q = 0; q < rows; q++) zip_rows(zipped + q * WIDTH, x, p + q, k, col + c, width);
+            transpose(to + c * pairs + p, pairs, zipped, WIDTH, rows, width);
+        }
+    }
+}
+
+static int turn_block(void *context, int64_t block)
 {
     const packing *g = context;
-    int64_t end = esp_min((block + 1) * CONVERT_ROWS, g->pairs);
-    for (int64_t p = block * CONVERT_ROWS; p < end; p++) zip_rows(g->to + p * g->n, &g->x, p, g->k, 0, g->n);
+    int64_t col = block * WIDTH;
+    rows_of_columns(g->to + col * g->pairs, &g->x, g->k, col, esp_min(WIDTH, g->n - col));
     return ESP_OK;
 }
 
@@ -131,24 +142,27 @@ static int zip_block(void *context, int64_t block)
 
 typedef struct product {
     const esp_gemm16_args *g;
-    const uint32_t *a, *b;
-    esp_tile *tile;
-    int64_t si, sp, pairs, mb, nb, across;
+    const esp_kernel16 *kernel;
+    const uint32_t *a, *b;                /* a: rows of pairs, or NULL where a block makes its own */
+    int64_t lda, pairs, mb, nb, across;
 } product;
 
-/* A block of C over all k; c is f32. */
-static void block_sums(const product *p, int64_t i0, int64_t m, int64_t j0, int64_t n, float *c, int64_t ldc, int add)
+/* A block of C, m rows from those of a, over all k; c is f32. */
+static void block_sums(const product *p, const uint32_t *a, int64_t m, int64_t j0, int64_t n, float *c, int64_t ldc, int add)
 {
+    int rows = p->kernel->rows;
+    p->kernel->enter();
     for (int64_t q = 0; q < p->pairs; q += PAIRS) {
         int64_t pairs = esp_min(PAIRS, p->pairs - q);
         for (int64_t j = 0; j < n; j += ESP_TILE_COLS) {
             const uint32_t *b = p->b + ((j0 + j) / ESP_TILE_COLS * p->pairs + q) * ESP_TILE_COLS;
-            for (int64_t i = 0; i < m; i += ESP_TILE_ROWS) {
-                p->tile(pairs, p->a + (i0 + i) * p->si + q * p->sp, p->si, p->sp, b, c + i * ldc + j, ldc, (int)esp_min(ESP_TILE_ROWS, m - i),
-                        (int)esp_min(ESP_TILE_COLS, n - j), add || q > 0);
+            for (int64_t i = 0; i < m; i += rows) {
+                p->kernel->tile(pairs, a + i * p->lda + q, p->lda, b, c + i * ldc + j, ldc, (int)esp_min(rows, m - i),
+                                (int)esp_min(ESP_TILE_COLS, n - j), add || q > 0);
             }
         }
     }
+    p->kernel->leave();
 }
 
 static ESP_SIMD void widen_row(float *restrict to, const uint16_t *restrict from, int64_t n)
@@ -161,17 +175,22 @@ static int product_block(void *context, int64_t block)
     const product *p = context;
     const esp_gemm16_args *g = p->g;
     int64_t i0 = block / p->across * p->mb, j0 = block % p->across * p->nb;
-    int64_t m = esp_min(p->mb, g->m - i0), n = esp_min(p->nb, g->n - j0);
-    if (g->c.dtype == ESP_F32) {
-        block_sums(p, i0, m, j0, n, (float *)g->c.data + i0 * g->c.stride + j0, g->c.stride, g->beta);
+    int64_t m = esp_min(p->mb, g->m - i0), n = esp_min(p->nb, g->n - j0), own = p->a ? 0 : m * p->pairs;
+    int direct = g->c.dtype == ESP_F32;
+    int64_t bytes = (own + (direct ? 0 : m * n)) * 4;
+    uint32_t *room = bytes ? esp_scratch(bytes) : NULL;
+    if (bytes && !room) return ESP_EMEM;
+    if (!p->a) rows_of_columns(room, &g->a, g->k, i0, m);
+    const uint32_t *a = p->a ? p->a + i0 * p->lda : room;
+    if (direct) {
+        block_sums(p, a, m, j0, n, (float *)g->c.data + i0 * g->c.stride + j0, g->c.stride, g->beta);
         return ESP_OK;
     }
     /* A result in bf16 is rounded once, from f32 sums. */
-    float *c = esp_scratch(m * n * 4);
-    if (!c) return ESP_EMEM;
+    float *c = (float *)(void *)(room + own);
     uint16_t *to = (uint16_t *)g->c.data + i0 * g->c.stride + j0;
     if (g->beta) for (int64_t i = 0; i < m; i++) widen_row(c + i * n, to + i * g->c.stride, n);
-    block_sums(p, i0, m, j0, n, c, n, g->beta);
+    block_sums(p, a, m, j0, n, c, n, g->beta);
     for (int64_t i = 0; i < m; i++) narrow_row(to + i * g->c.stride, c + i * n, n);
     return ESP_OK;
 }
@@ -185,24 +204,25 @@ static void cut(product *p)
         p->across = esp_ceil_div(p->g->n, p->nb);
         if (esp_ceil_div(p->g->m, p->mb) * p->across >= 16 || (p->mb <= 96 && p->nb <= 128)) return;
         if (p->nb > 128 && p->nb >= p->mb) p->nb = esp_ceil_div(p->nb, 2 * ESP_TILE_COLS) * ESP_TILE_COLS;
-        else if (p->mb > 96) p->mb = esp_ceil_div(p->mb, 2 * ESP_TILE_ROWS) * ESP_TILE_ROWS;
+        else if (p->mb > 96) p->mb = esp_ceil_div(p->mb, 2 * p->kernel->rows) * p->kernel->rows;
         else p->nb = esp_ceil_div(p->nb, 2 * ESP_TILE_COLS) * ESP_TILE_COLS;
     }
 }
 
-/* A as pairs: where it stands, or in `copy` (to be freed). */
+/* A as rows of pairs: where it stands, in `copy` (to be freed), or made by each block for itself where no other block reads the same rows. */
 static int pairs_of_a(product *p, uint32_t **copy)
 {
     const esp_gemm16_args *g = p->g;
+    p->lda = p->pairs;
     if (!g->ta && g->a.dtype == ESP_BF16 && g->k % 2 == 0 && g->a.stride % 2 == 0 && (uintptr_t)g->a.data % 4 == 0) {
-        p->a = g->a.data, p->si = g->a.stride / 2, p->sp = 1;
+        p->a = g->a.data, p->lda = g->a.stride / 2;
         return ESP_OK;
     }
+    if (g->ta && p->across == 1) return ESP_OK;
     if (!(*copy = esp_malloc(g->m * p->pairs * 4))) return ESP_EMEM;
     packing c = {.to = *copy, .x = g->a, .k = g->k, .n = g->m, .pairs = p->pairs};
     p->a = *copy;
-    p->si = g->ta ? 1 : p->pairs, p->sp = g->ta ? g->m : 1;
-    return esp_parallel(esp_ceil_div(g->ta ? p->pairs : g->m, CONVERT_ROWS), g->ta ? zip_block : convert_rows, &c);
+    return esp_parallel(esp_ceil_div(g->m, g->ta ? WIDTH : CONVERT_ROWS), g->ta ? turn_block : convert_rows, &c);
 }
 
 static int clear_result(const esp_gemm16_args *g)
@@ -216,9 +236,9 @@ int esp_gemm16(const esp_gemm16_args *g)
 {
     if (g->m == 0 || g->n == 0) return ESP_OK;
     if (g->k == 0) return clear_result(g);
-    int isa;
-    TRY(esp_isa(&isa));
-    product p = {.g = g, .b = g->packed, .tile = isa == ESP_ISA_AVX512_BF16 ? esp_tile_avx512_bf16 : esp_tile_generic, .pairs = esp_ceil_div(g->k, 2)};
+    product p = {.g = g, .b = g->packed, .pairs = esp_ceil_div(g->k, 2)};
+    TRY(esp_kernel16_of_machine(&p.kernel));
+    cut(&p);
     uint32_t *copy = NULL, *packed = NULL;
     int code = pairs_of_a(&p, &copy);
     if (code == ESP_OK && !p.b) {
@@ -226,10 +246,7 @@ int esp_gemm16(const esp_gemm16_args *g)
         code = packed ? esp_gemm16_pack(packed, g->tb, g->n, g->k, g->b) : ESP_EMEM;
         p.b = packed;
     }
-    if (code == ESP_OK) {
-        cut(&p);
-        code = esp_parallel(esp_ceil_div(g->m, p.mb) * p.across, product_block, &p);
-    }
+    if (code == ESP_OK) code = esp_parallel(esp_ceil_div(g->m, p.mb) * p.across, product_block, &p);
     esp_free(copy);
     esp_free(packed);
     return code;

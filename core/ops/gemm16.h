@@ -4,7 +4,7 @@
 
 #include "../tensor/tensor.h"
 
-enum { ESP_TILE_ROWS = 12, ESP_TILE_COLS = 32 };
+enum { ESP_TILE_COLS = 32 };
 
 /* A row-major matrix in f32 or bf16. */
 typedef struct esp_matrix {
@@ -28,9 +28,20 @@ int esp_gemm16(const esp_gemm16_args *g);
 int64_t esp_gemm16_packed_bytes(int64_t k, int64_t n);
 int esp_gemm16_pack(uint32_t *packed, int tb, int64_t n, int64_t k, esp_matrix b);
 
-/* One tile in one instruction set: c[m,n] (+)= sum over pairs p of a(i,p) b(p,j), where a(i,p) stands at a[i * si + p * sp] and b(p,j) at
- * b[p * 32 + j]; a pair is two bf16, the lower half first. m <= 12, n <= 32. */
-typedef void esp_tile(int64_t pairs, const uint32_t *a, int64_t si, int64_t sp, const uint32_t *b, float *c, int64_t ldc, int m, int n, int add);
-esp_tile esp_tile_generic, esp_tile_avx512_bf16;
+/* One tile in one instruction set: c[m,n] (+)= sum over pairs p of a[i * lda + p] b[p * 32 + j]; a pair is two bf16, the lower half first. m <= rows
+ * of the kernel, n <= 32. */
+typedef void esp_tile(int64_t pairs, const uint32_t *a, int64_t lda, const uint32_t *b, float *c, int64_t ldc, int m, int n, int add);
+
+/* enter() comes before a thread's tiles and leave() after the last: some processors keep state. */
+typedef struct esp_kernel16 {
+    int rows;
+    esp_tile *tile;
+    void (*enter)(void), (*leave)(void);
+} esp_kernel16;
+extern const esp_kernel16 esp_kernel16_generic, esp_kernel16_avx512_bf16, esp_kernel16_amx;
+int esp_kernel16_of_machine(const esp_kernel16 **out);
+
+/* to[c * ldt + r] = from[r * ldf + c] for 16 x 16 pairs. */
+void esp_transpose16(uint32_t *to, int64_t ldt, const uint32_t *from, int64_t ldf);
 
 #endif

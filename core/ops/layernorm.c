@@ -5,7 +5,7 @@
 
 #include "backend.h"
 
-enum { F32 = ESP_BIT(ESP_F32), WEIGHT = ESP_BIT(ESP_F32) | ESP_BIT(ESP_BF16), ROWS = 32, LANES = 16 };
+enum { F32 = ESP_BIT(ESP_F32), FLOATS = ESP_BIT(ESP_F32) | ESP_BIT(ESP_BF16), ROWS = 32, LANES = 16 };
 
 typedef struct norm_args {
     esp_rows y, x, w, b, dx, dy;
@@ -44,12 +44,12 @@ static int check_forward(norm_args *a, esp_tensor *y, esp_tensor *mean, esp_tens
 {
     const char *op = "layernorm";
     *a = (norm_args){.eps = eps, .offset = offset};
-    TRY(esp_check_rows(&a->x, op, "x", x, F32, ESP_READ));
-    TRY(esp_check_rows(&a->y, op, "y", y, F32, ESP_WRITE));
+    TRY(esp_check_rows(&a->x, op, "x", x, FLOATS, ESP_READ));
+    TRY(esp_check_rows(&a->y, op, "y", y, FLOATS, ESP_WRITE));
     TRY(esp_check_shape(op, "y", y, x->ndim, x->shape, "shape of x"));
     if (!(eps >= 0)) return esp_fail(ESP_EARG, "%s: eps is %g, want 0 or more", op, eps);
-    TRY(check_side(a, &a->w, op, "w", w, x, WEIGHT, ESP_READ));
-    TRY(check_side(a, &a->b, op, "b", b, x, WEIGHT, ESP_READ));
+    TRY(check_side(a, &a->w, op, "w", w, x, FLOATS, ESP_READ));
+    TRY(check_side(a, &a->b, op, "b", b, x, FLOATS, ESP_READ));
     if (!mean && !rstd) return ESP_OK;
     TRY(check_kept(a, &a->mean, op, "mean", mean, ESP_WRITE));
     return check_kept(a, &a->rstd, op, "rstd", rstd, ESP_WRITE);
@@ -61,12 +61,12 @@ static int check_backward(norm_args *a, esp_tensor *dx, esp_tensor *dw, esp_tens
     const char *op = "layernorm_backward";
     esp_rows side;
     *a = (norm_args){.offset = offset};
-    TRY(esp_check_rows(&a->x, op, "x", x, F32, ESP_READ));
-    TRY(esp_check_rows(&a->dx, op, "dx", dx, F32, ESP_WRITE));
-    TRY(esp_check_rows(&a->dy, op, "dy", dy, F32, ESP_READ));
+    TRY(esp_check_rows(&a->x, op, "x", x, FLOATS, ESP_READ));
+    TRY(esp_check_rows(&a->dx, op, "dx", dx, FLOATS, ESP_WRITE));
+    TRY(esp_check_rows(&a->dy, op, "dy", dy, FLOATS, ESP_READ));
     TRY(esp_check_shape(op, "dx", dx, x->ndim, x->shape, "shape of x"));
     TRY(esp_check_shape(op, "dy", dy, x->ndim, x->shape, "shape of x"));
-    TRY(check_side(a, &a->w, op, "w", w, x, WEIGHT, ESP_READ));
+    TRY(check_side(a, &a->w, op, "w", w, x, FLOATS, ESP_READ));
     TRY(check_kept(a, &a->mean, op, "mean", mean, ESP_READ));
     TRY(check_kept(a, &a->rstd, op, "rstd", rstd, ESP_READ));
     if (!dw && !db) return ESP_OK;
@@ -142,16 +142,18 @@ static int forward_block(void *context, int64_t block)
 {
     const norm_args *a = context;
     int64_t C = a->x.cols, end = esp_min((block + 1) * ROWS, a->x.rows);
-    float *w = esp_scratch(2 * C * 4);
+    float *w = esp_scratch(4 * C * 4);
     if (!w) return ESP_EMEM;
     float *b = w + C;
     widen(w, &a->w, (float)a->offset);
     widen(b, &a->b, 0);
     for (int64_t n = block * ROWS; n < end; n++) {
-        const float *x = (const float *)a->x.data + n * a->x.stride;
+        const float *x = esp_row_in(&a->x, n, w + 2 * C);
+        float *y = esp_row_at(&a->y, n, w + 3 * C);
         double mean = row_sum(x, C) / (double)C;
         float r = (float)(1 / sqrt(row_square(x, mean, C) / (double)C + a->eps));
-        norm_row((float *)a->y.data + n * a->y.stride, x, w, b, (float)mean, r, C);
+        norm_row(y, x, w, b, (float)mean, r, C);
+        esp_row_out(&a->y, n, y);
         if (a->mean) a->mean[n] = (float)mean, a->rstd[n] = r;
     }
     return ESP_OK;
@@ -187,12 +189,14 @@ static int backward_block(void *context, int64_t block)
 {
     const norm_args *a = context;
     int64_t C = a->x.cols, end = esp_min((block + 1) * ROWS, a->x.rows);
-    float *w = esp_scratch(3 * C * 4);
+    float *w = esp_scratch(6 * C * 4);
     if (!w) return ESP_EMEM;
     widen(w, &a->w, (float)a->offset);
     for (int64_t n = block * ROWS; n < end; n++) {
-        backward_row((float *)a->dx.data + n * a->dx.stride, w + C, w + 2 * C, (const float *)a->dy.data + n * a->dy.stride,
-                     (const float *)a->x.data + n * a->x.stride, w, a->partial ? a->partial + block * 2 * C : NULL, a->mean[n], a->rstd[n], C);
+        float *dx = esp_row_at(&a->dx, n, w + 3 * C);
+        backward_row(dx, w + C, w + 2 * C, esp_row_in(&a->dy, n, w + 4 * C), esp_row_in(&a->x, n, w + 5 * C), w,
+                     a->partial ? a->partial + block * 2 * C : NULL, a->mean[n], a->rstd[n], C);
+        esp_row_out(&a->dx, n, dx);
     }
     return ESP_OK;
 }

@@ -89,11 +89,33 @@ int esp_linear16(esp_tensor *y, const esp_tensor *x, const esp_tensor *w, const 
     return esp_backend_of(y)->linear16(y, x, w, packed);
 }
 
+/* A few rows, whatever they are stored in, by way of f32: the weight is read once, which is all that counts. */
+static int few_rows(const linear_args *a)
+{
+    int64_t n = a->x.rows;
+    float *x = esp_malloc(n * (a->x.cols + a->w.rows) * 4);
+    if (!x) return ESP_EMEM;
+    float *y = x + n * a->x.cols;
+    esp_rows from = {x, n, a->x.cols, a->x.cols, ESP_F32}, to = {y, n, a->w.rows, a->w.rows, ESP_F32};
+    for (int64_t r = 0; r < n; r++) {
+        const float *row = esp_row_in(&a->x, r, x + r * a->x.cols);
+        if (row != x + r * a->x.cols) memcpy(x + r * a->x.cols, row, (size_t)a->x.cols * 4);
+    }
+    int code = esp_linear_few(&from, &a->w, &to);
+    for (int64_t r = 0; r < n && code == ESP_OK; r++) {
+        const float *row = y + r * a->w.rows;
+        if (a->y.dtype == ESP_F32) memcpy(esp_row_at(&a->y, r, NULL), row, (size_t)a->w.rows * 4);
+        else esp_row_out(&a->y, r, row);
+    }
+    esp_free(x);
+    return code;
+}
+
 int esp_cpu_linear16(esp_tensor *y, const esp_tensor *x, const esp_tensor *w, const esp_tensor *packed)
 {
     linear_args a;
     TRY(check_forward(&a, y, x, w, packed));
-    if (a.x.rows <= ESP_FEW_ROWS && a.x.dtype == ESP_F32 && a.y.dtype == ESP_F32) return esp_cpu_linear(y, x, w);
+    if (a.x.rows <= ESP_FEW_ROWS) return few_rows(&a);
     return esp_gemm16(&(esp_gemm16_args){.tb = 1, .m = a.x.rows, .n = a.w.rows, .k = a.x.cols, .a = matrix(&a.x), .b = matrix(&a.w),
                                          .c = matrix(&a.y), .packed = a.packed});
 }

@@ -5,7 +5,7 @@
 
 #include "backend.h"
 
-enum { F32 = ESP_BIT(ESP_F32), WEIGHT = ESP_BIT(ESP_F32) | ESP_BIT(ESP_BF16), ROWS = 32, LANES = 16 };
+enum { F32 = ESP_BIT(ESP_F32), FLOATS = ESP_BIT(ESP_F32) | ESP_BIT(ESP_BF16), ROWS = 32, LANES = 16 };
 
 typedef struct norm_args {
     esp_rows y, x, w, rstd, dx, dw, dy;
@@ -17,7 +17,7 @@ typedef struct norm_args {
 static int check_sides(norm_args *a, const char *op, const esp_tensor *x, const esp_tensor *w, const esp_tensor *rstd, int rstd_access)
 {
     char text[ESP_TEXT], other[ESP_TEXT];
-    TRY(esp_check_rows(&a->w, op, "w", w, WEIGHT, ESP_READ));
+    TRY(esp_check_rows(&a->w, op, "w", w, FLOATS, ESP_READ));
     if (w->count != a->x.cols || a->w.cols != a->x.cols) {
         return esp_fail(ESP_ESHAPE, "%s: 'w' is %s, want [%lld] (last dimension of x %s)", op, esp_shape_text(text, w->ndim, w->shape),
                         (long long)a->x.cols, esp_shape_text(other, x->ndim, x->shape));
@@ -35,8 +35,8 @@ static int check_sides(norm_args *a, const char *op, const esp_tensor *x, const 
 static int check_forward(norm_args *a, esp_tensor *y, esp_tensor *rstd, const esp_tensor *x, const esp_tensor *w, double eps, double offset)
 {
     *a = (norm_args){.eps = eps, .offset = offset};
-    TRY(esp_check_rows(&a->x, "rmsnorm", "x", x, F32, ESP_READ));
-    TRY(esp_check_rows(&a->y, "rmsnorm", "y", y, F32, ESP_WRITE));
+    TRY(esp_check_rows(&a->x, "rmsnorm", "x", x, FLOATS, ESP_READ));
+    TRY(esp_check_rows(&a->y, "rmsnorm", "y", y, FLOATS, ESP_WRITE));
     TRY(esp_check_shape("rmsnorm", "y", y, x->ndim, x->shape, "shape of x"));
     if (!(eps >= 0)) return esp_fail(ESP_EARG, "rmsnorm: eps is %g, want 0 or more", eps);
     return check_sides(a, "rmsnorm", x, w, rstd, ESP_WRITE);
@@ -47,9 +47,9 @@ static int check_backward(norm_args *a, esp_tensor *dx, esp_tensor *dw, const es
 {
     const char *op = "rmsnorm_backward";
     *a = (norm_args){.offset = offset};
-    TRY(esp_check_rows(&a->x, op, "x", x, F32, ESP_READ));
-    TRY(esp_check_rows(&a->dx, op, "dx", dx, F32, ESP_WRITE));
-    TRY(esp_check_rows(&a->dy, op, "dy", dy, F32, ESP_READ));
+    TRY(esp_check_rows(&a->x, op, "x", x, FLOATS, ESP_READ));
+    TRY(esp_check_rows(&a->dx, op, "dx", dx, FLOATS, ESP_WRITE));
+    TRY(esp_check_rows(&a->dy, op, "dy", dy, FLOATS, ESP_READ));
     TRY(esp_check_shape(op, "dx", dx, x->ndim, x->shape, "shape of x"));
     TRY(esp_check_shape(op, "dy", dy, x->ndim, x->shape, "shape of x"));
     if (!rstd) return esp_fail(ESP_EARG, "%s: 'rstd' is missing", op);
@@ -119,14 +119,15 @@ static const float *wide_weight(const norm_args *a, int64_t more, float **rest)
 static int forward_block(void *context, int64_t block)
 {
     const norm_args *a = context;
-    float *rest;
-    const float *w = wide_weight(a, 0, &rest);
-    if (!w) return ESP_EMEM;
     int64_t C = a->x.cols, end = esp_min((block + 1) * ROWS, a->x.rows);
+    float *room;
+    const float *w = wide_weight(a, 2 * C, &room);
+    if (!w) return ESP_EMEM;
     for (int64_t n = block * ROWS; n < end; n++) {
-        const float *x = (const float *)a->x.data + n * a->x.stride;
-        float r = (float)(1 / sqrt(sum_of_products(x, x, C) / (double)C + a->eps));
-        scale_row((float *)a->y.data + n * a->y.stride, x, w, r, C);
+        const float *x = esp_row_in(&a->x, n, room);
+        float *y = esp_row_at(&a->y, n, room + C), r = (float)(1 / sqrt(sum_of_products(x, x, C) / (double)C + a->eps));
+        scale_row(y, x, w, r, C);
+        esp_row_out(&a->y, n, y);
         if (a->rstd.data) ((float *)a->rstd.data)[n] = r;
     }
     return ESP_OK;
@@ -155,12 +156,13 @@ static int backward_block(void *context, int64_t block)
     const norm_args *a = context;
     int64_t C = a->x.cols, end = esp_min((block + 1) * ROWS, a->x.rows);
     float *g;
-    const float *w = wide_weight(a, C, &g);
+    const float *w = wide_weight(a, 4 * C, &g);
     if (!w) return ESP_EMEM;
     for (int64_t n = block * ROWS; n < end; n++) {
-        backward_row((float *)a->dx.data + n * a->dx.stride, g, (const float *)a->dy.data + n * a->dy.stride,
-                     (const float *)a->x.data + n * a->x.stride, w, a->partial ? a->partial + block * C : NULL,
+        float *dx = esp_row_at(&a->dx, n, g + C);
+        backward_row(dx, g, esp_row_in(&a->dy, n, g + 2 * C), esp_row_in(&a->x, n, g + 3 * C), w, a->partial ? a->partial + block * C : NULL,
                      ((const float *)a->rstd.data)[n], C);
+        esp_row_out(&a->dx, n, dx);
     }
     return ESP_OK;
 }

@@ -1,13 +1,13 @@
 /* Rotary position embedding (2104.09864) in rotate-half order: of the first R channels of a head, c turns with c + R/2; the rest stays. */
 #include "backend.h"
 
-enum { F32 = ESP_BIT(ESP_F32) };
+enum { F32 = ESP_BIT(ESP_F32), FLOATS = ESP_BIT(ESP_F32) | ESP_BIT(ESP_BF16), TOKENS = 16 };
 
 static int check(const esp_tensor *y, const esp_tensor *x, const esp_tensor *cos, const esp_tensor *sin)
 {
     char text[ESP_TEXT];
-    TRY(esp_check("rope", "x", x, F32, ESP_READ));
-    TRY(esp_check("rope", "y", y, F32, ESP_WRITE));
+    TRY(esp_check("rope", "x", x, FLOATS, ESP_READ));
+    TRY(esp_check("rope", "y", y, FLOATS, ESP_WRITE));
     TRY(esp_check_last_dense("rope", "x", x));
     TRY(esp_check_last_dense("rope", "y", y));
     if (x->ndim != 4 || x->shape[3] % 2) {
@@ -49,20 +49,32 @@ typedef struct rope_args {
     float sign;
 } rope_args;
 
-/* One block is one row of the batch. */
-static int rope_block(void *context, int64_t b)
+/* The channels of head h at a place, as a row. */
+static esp_rows head_of(const esp_tensor *t, int64_t b, int64_t position, int64_t h)
+{
+    int64_t at = b * t->stride[0] + position * t->stride[1] + h * t->stride[2];
+    return (esp_rows){.data = (char *)esp_tensor_at(t) + at * esp_dtype_size(t->dtype), .rows = 1, .cols = t->shape[3], .dtype = t->dtype};
+}
+
+/* One block is TOKENS places of all rows of the batch, walked as one. */
+static int rope_block(void *context, int64_t block)
 {
     const rope_args *a = context;
-    const esp_tensor *x = a->x, *y = a->y;
-    int64_t half = a->cos->shape[1], rest = x->shape[3] - 2 * half;
-    for (int64_t t = 0; t < x->shape[1]; t++) {
+    int64_t T = a->x->shape[1], D = a->x->shape[3], half = a->cos->shape[1], rest = D - 2 * half;
+    int64_t end = esp_min((block + 1) * TOKENS, a->x->shape[0] * T);
+    float *room = esp_scratch(2 * D * 4);
+    if (!room) return ESP_EMEM;
+    for (int64_t n = block * TOKENS; n < end; n++) {
+        int64_t b = n / T, t = n % T;
         const float *cos = (const float *)esp_tensor_at(a->cos) + t * a->cos->stride[0];
         const float *sin = (const float *)esp_tensor_at(a->sin) + t * a->sin->stride[0];
-        for (int64_t h = 0; h < x->shape[2]; h++) {
-            float *to = (float *)esp_tensor_at(y) + b * y->stride[0] + t * y->stride[1] + h * y->stride[2];
-            const float *from = (const float *)esp_tensor_at(x) + b * x->stride[0] + t * x->stride[1] + h * x->stride[2];
+        for (int64_t h = 0; h < a->x->shape[2]; h++) {
+            esp_rows x = head_of(a->x, b, t, h), y = head_of(a->y, b, t, h);
+            const float *from = esp_row_in(&x, 0, room);
+            float *to = esp_row_at(&y, 0, room + D);
             turn(to, from, cos, sin, a->sign, half);
             if (rest > 0 && to != from) memcpy(to + 2 * half, from + 2 * half, (size_t)rest * 4);
+            esp_row_out(&y, 0, to);
         }
     }
     return ESP_OK;
@@ -71,5 +83,5 @@ static int rope_block(void *context, int64_t b)
 int esp_cpu_rope(esp_tensor *y, const esp_tensor *x, const esp_tensor *cos, const esp_tensor *sin, int inverse)
 {
     rope_args a = {y, x, cos, sin, inverse ? -1.0f : 1.0f};
-    return esp_parallel(x->count ? x->shape[0] : 0, rope_block, &a);
+    return esp_parallel(x->count ? esp_ceil_div(x->shape[0] * x->shape[1], TOKENS) : 0, rope_block, &a);
 }

@@ -77,6 +77,24 @@ void esp_store(void *p, int dtype, double v);
 /* n elements, both sides dense and aligned for their dtype. */
 void esp_convert(void *to, int to_dtype, const void *from, int from_dtype, int64_t n);
 
+/* Kernels are written over rows of f32. Row n of bf16 is widened into `room` (cols numbers) on its way in; what is written to `room` is rounded on
+ * its way out. Rows of f32 are read and written where they stand. */
+static inline const float *esp_row_in(const esp_rows *r, int64_t n, float *room)
+{
+    const char *row = (const char *)r->data + n * r->stride * esp_dtype_size(r->dtype);
+    if (r->dtype == ESP_F32) return (const float *)(const void *)row;
+    esp_convert(room, ESP_F32, row, r->dtype, r->cols);
+    return room;
+}
+static inline float *esp_row_at(const esp_rows *r, int64_t n, float *room)
+{
+    return r->dtype == ESP_F32 ? (float *)r->data + n * r->stride : room;
+}
+static inline void esp_row_out(const esp_rows *r, int64_t n, const float *room)
+{
+    if (r->dtype != ESP_F32) esp_convert((char *)r->data + n * r->stride * esp_dtype_size(r->dtype), r->dtype, room, ESP_F32, r->cols);
+}
+
 static inline float esp_bf16_to_f32(uint16_t h)
 {
     uint32_t u = (uint32_t)h << 16;

@@ -17,20 +17,24 @@ end
 
 -- ---- layers ----
 
---- y = x w^T + b; x [..,I], w [O,I], b [O] or nil -> [..,O]. precision: "f32" (nil), or "bf16" (operands rounded to bf16, sums f32).
-function ops.linear(x, w, b, precision)
-  return (apply(rows.linear, { n = 3, need("linear", "x", x), need("linear", "w", w), b and need("linear", "b", b) }, { precision = precision }))
+--- y = x w^T + b; x [..,I], w [O,I], b [O] or nil -> [..,O]. precision: "f32" (nil), or "bf16" (operands rounded to bf16, sums f32), whose x may be
+-- bf16, as y is where dtype says so.
+function ops.linear(x, w, b, precision, dtype)
+  return (apply(rows.linear, { n = 3, need("linear", "x", x), need("linear", "w", w), b and need("linear", "b", b) },
+    { precision = precision, dtype = dtype }))
 end
 
---- x / sqrt(mean(x^2) + eps) * (w + offset) over the last dimension (1910.07467). offset: 0, or 1 where the weight is stored less 1 (Gemma).
-function ops.rmsnorm(x, w, eps, offset)
-  return (apply(rows.rmsnorm, { n = 2, need("rmsnorm", "x", x), need("rmsnorm", "w", w) }, { eps = eps or 1e-5, offset = offset or 0 }))
+--- x / sqrt(mean(x^2) + eps) * (w + offset) over the last dimension (1910.07467). offset: 0, or 1 where the weight is stored less 1 (Gemma). x may
+-- be bf16; dtype: of the result (f32).
+function ops.rmsnorm(x, w, eps, offset, dtype)
+  return (apply(rows.rmsnorm, { n = 2, need("rmsnorm", "x", x), need("rmsnorm", "w", w) },
+    { eps = eps or 1e-5, offset = offset or 0, dtype = dtype }))
 end
 
---- (x - mean) / sqrt(variance + eps) * (w + offset) + b over the last dimension (1607.06450).
-function ops.layernorm(x, w, b, eps, offset)
+--- (x - mean) / sqrt(variance + eps) * (w + offset) + b over the last dimension (1607.06450). x may be bf16; dtype: of the result (f32).
+function ops.layernorm(x, w, b, eps, offset, dtype)
   return (apply(rows.layernorm, { n = 3, need("layernorm", "x", x), need("layernorm", "w", w), need("layernorm", "b", b) },
-    { eps = eps or 1e-5, offset = offset or 0 }))
+    { eps = eps or 1e-5, offset = offset or 0, dtype = dtype }))
 end
 
 --- x [B,T,H,D], its first R channels turned by rows 0..T-1 of cos and sin [>=T, R/2], rotate-half order.

@@ -70,6 +70,12 @@ function bf16.unpack(p) p:free() end
 
 local known = { f32 = f32, bf16 = bf16 }
 
+--- The dtype in which the layers of a precision keep what only products and element-wise operations read: norms' outputs, queries, keys, values,
+-- attention's output, gates. The residual stream and all sums stay f32.
+function M.stored(precision)
+  return M.of(precision).name
+end
+
 --- The products of a precision (nil: f32); an unknown name is an error.
 function M.of(precision)
   return known[precision or "f32"] or fail("precision is '%s', want f32 or bf16", tostring(precision))

@@ -86,6 +86,14 @@ local function drop(g)
   g:free()
 end
 
+-- Sum of two gradients in a new tensor; f32 where either is.
+local function sum_of(a, b)
+  local sum = tensor.to(a, "f32")
+  if sum == a then sum = tensor.clone(a) end
+  cops.scaled_acc(sum.c, tensor.to(b, "f32").c, 1)
+  return sum
+end
+
 -- Adds g to what slot.grad holds.
 local function accumulate(slot, g, leaf)
   local have = slot.grad
@@ -96,9 +104,8 @@ local function accumulate(slot, g, leaf)
     else
       slot.grad = g
     end
-  elseif is_shared(have) then
-    local sum = tensor.clone(have)
-    cops.scaled_acc(sum.c, g.c, 1)
+  elseif is_shared(have) or have.dtype ~= "f32" or g.dtype ~= "f32" then
+    local sum = sum_of(have, g)
     drop(have)
     drop(g)
     slot.grad = sum

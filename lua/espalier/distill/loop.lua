@@ -25,22 +25,22 @@ local function rows_of(o, step)
   return list
 end
 
--- States (hidden [N,C]) of a model, unrecorded.
-local function teacher_states(teacher, b)
-  return tape.no_grad(tape.scope, function()
-    local h = teacher:forward(b.ids, { first = b.first })
-    return teacher:states(tensor.view(h, { h.shape[1] * h.shape[2], h.shape[3] }))
-  end)
+-- States (hidden [N,C], and the head as it is packed for this step) of a model at a part of a step's rows.
+local function states_of(model, b, packed)
+  local h = model:forward(b.ids, { first = b.first })
+  local states = model:states(h:view(h.shape[1] * h.shape[2], h.shape[3]))
+  states.packed = packed
+  return states
 end
 
 -- Forward and backward of one part of a step's rows; counts are those of the whole step. Returns the loss's share.
-local function micro_step(o, model, b, counts)
+local function micro_step(o, model, b, counts, heads)
   return tape.scope(function()
-    local teacher = o.teacher and teacher_states(o.teacher, b)
-    local h = model:forward(b.ids, { first = b.first })
-    local N = h.shape[1] * h.shape[2]
-    local loss, exact = head.loss { states = model:states(h:view(N, h.shape[3])), target = tensor.view(b.target, { N }), valid = b.valid,
-      positions = math.max(1, counts.positions), predictions = math.max(1, counts.predictions), loss = o.loss, teacher = teacher }
+    local teacher = o.teacher and tape.no_grad(tape.scope, states_of, o.teacher, b, heads.teacher)
+    local states = states_of(model, b, heads.student)
+    local loss, exact = head.loss { states = states, target = tensor.view(b.target, { b.target:count() }), valid = b.valid,
+      positions = math.max(1, counts.positions), predictions = math.max(1, counts.predictions), loss = o.loss, teacher = teacher,
+      into = states.weight.grad }
     local value = exact:item()
     if value == value and math.abs(value) < math.huge then loss:backward() end
     return value
@@ -57,8 +57,10 @@ local function one_step(o, model, optimizer, step)
     counts.predictions = counts.predictions + part.predictions
   end
   optimizer:zero_grad()
+  local heads = { student = head.pack(model:states(), true), teacher = o.teacher and head.pack(o.teacher:states()) }
   local loss = 0
-  for _, b in ipairs(parts) do loss = loss + micro_step(o, model, b, counts) end
+  for _, b in ipairs(parts) do loss = loss + micro_step(o, model, b, counts, heads) end
+  for _, packed in pairs(heads) do packed:free() end
   local rate = o.schedule.rate(step, o.steps)
   if not (math.abs(loss) < math.huge) then fail("step %d: the loss is %s; the last checkpoint is kept", step, tostring(loss)) end
   local norm = optimizer:step(step, rate)

@@ -16,15 +16,16 @@ local function shape_with(x, last)
   return shape
 end
 
+-- A gradient has the dtype of what it is the gradient of.
 local function like(x)
-  return new(x.shape)
+  return new(x.shape, x.dtype)
 end
 
 -- ---- layers ----
 
 -- Sum over all rows of dy, added to `into` where that is there.
 local function column_sum(dy, n, into)
-  local flat = tensor.view(tensor.contiguous(dy), { dy:count() / n, n })
+  local flat = tensor.to(tensor.view(tensor.contiguous(dy), { dy:count() / n, n }), "f32")
   local sum = new { n }
   c.sum(sum.c, flat.c, 0)
   if not into then return sum end
@@ -36,7 +37,7 @@ end
 -- Inputs: x, w and, or not, a bias.
 rows.linear = {
   forward = function(i, extra)
-    local y = new(shape_with(i[1], i[2].shape[1] or 0))
+    local y = new(shape_with(i[1], i[2].shape[1] or 0), extra.dtype)
     local p = product.of(extra.precision)
     p.forward(y, i[1], i[2])
     if i[3] then c.bias(y.c, y.c, i[3].c) end
@@ -56,7 +57,7 @@ rows.linear = {
       p.dw_acc(into[2], dy, x)
       dw = true
     elseif need[2] then
-      dw = like(w)
+      dw = new(w.shape)
       p.dw(dw, dy, x)
     end
     if need[3] then db = column_sum(dy, w.shape[1], into[3]) end
@@ -66,7 +67,7 @@ rows.linear = {
 
 rows.rmsnorm = {
   forward = function(i, extra, record)
-    local x, y = i[1], like(i[1])
+    local x, y = i[1], new(i[1].shape, extra.dtype)
     local count = x.shape[#x.shape]
     local rstd = record and new { count > 0 and x:count() / count or 0 } or nil
     c.rmsnorm(y.c, rstd and rstd.c, x.c, i[2].c, extra.eps, extra.offset)
@@ -74,7 +75,7 @@ rows.rmsnorm = {
   end,
   backward = function(dy, node, need)
     local x, w = node.inputs[1], node.inputs[2]
-    local dx, dw = like(x), need[2] and like(w) or nil
+    local dx, dw = like(x), need[2] and new(w.shape) or nil
     c.rmsnorm_backward(dx.c, dw and dw.c, dy.c, x.c, w.c, node.saved.rstd.c, node.extra.offset)
     return dx, dw
   end,
@@ -82,7 +83,7 @@ rows.rmsnorm = {
 
 rows.layernorm = {
   forward = function(i, extra, record)
-    local x, y = i[1], like(i[1])
+    local x, y = i[1], new(i[1].shape, extra.dtype)
     local count = x.shape[#x.shape]
     local n = count > 0 and x:count() / count or 0
     local mean, rstd = record and new { n } or nil, record and new { n } or nil
@@ -92,7 +93,7 @@ rows.layernorm = {
   backward = function(dy, node, need)
     local x, w, s = node.inputs[1], node.inputs[2], node.saved
     local both = need[2] or need[3]
-    local dx, dw, db = like(x), both and like(w) or nil, both and like(w) or nil
+    local dx, dw, db = like(x), both and new(w.shape) or nil, both and new(w.shape) or nil
     c.layernorm_backward(dx.c, dw and dw.c, db and db.c, dy.c, x.c, w.c, s.mean.c, s.rstd.c, node.extra.offset)
     return dx, dw, db
   end,
@@ -106,7 +107,7 @@ rows.rope = {
     return y
   end,
   backward = function(dy, node)
-    local dx = like(dy)
+    local dx = like(node.inputs[1])
     c.rope(dx.c, dy.c, node.extra.cos.c, node.extra.sin.c, 1)
     return dx
   end,
@@ -116,15 +117,18 @@ rows.attention = {
   forward = function(i, extra, record)
     local q, o = i[1], like(i[1])
     local lse = record and new { q.shape[1], q.shape[3], q.shape[2] } or nil
-    c.attention(o.c, lse and lse.c, q.c, i[2].c, i[3].c, extra.first and extra.first.c, extra.scale, extra.cap)
+    local q0, o0, k, v = tensor.to(q, "f32"), tensor.to(o, "f32"), tensor.to(i[2], "f32"), tensor.to(i[3], "f32")
+    c.attention(o0.c, lse and lse.c, q0.c, k.c, v.c, extra.first and extra.first.c, extra.scale, extra.cap)
+    if o0 ~= o then c.copy(o.c, o0.c) end
     -- Backward reads the result; a second header keeps its bytes when the tape frees the first.
     return o, lse and { lse = lse, o = tensor.as_strided(o, o.shape, o:strides(), 0) }
   end,
   backward = function(dy, node)
     local q, k, v, s, e = node.inputs[1], node.inputs[2], node.inputs[3], node.saved, node.extra
-    local dq, dk, dv = like(q), like(k), like(v)
-    c.attention_backward(dq.c, dk.c, dv.c, dy.c, q.c, k.c, v.c, s.o.c, s.lse.c, e.first and e.first.c, e.scale, e.cap)
-    return dq, dk, dv
+    local function w(x) return tensor.to(x, "f32") end
+    local dq, dk, dv = new(q.shape), new(k.shape), new(v.shape)
+    c.attention_backward(dq.c, dk.c, dv.c, w(dy).c, w(q).c, w(k).c, w(v).c, w(s.o).c, s.lse.c, e.first and e.first.c, e.scale, e.cap)
+    return tensor.to(dq, q.dtype), tensor.to(dk, q.dtype), tensor.to(dv, q.dtype)
   end,
 }
 

@@ -8,6 +8,7 @@ local tape = require "espalier.tape"
 local ops = require "espalier.ops"
 local core = require "espalier.ffi"
 local product = require "espalier.product"
+local fail = require "espalier.fail"
 
 local c = core.ops
 local M = { chunk = 256 }
@@ -80,9 +81,9 @@ function row.forward(inputs, e, record)
   local chunk, group = M.cut(N, V, e.precision)
   local total = tensor.zeros({}, "f64")
   local dh = record and h.requires_grad and tensor.new { N, C }
-  local dW = record and W.requires_grad and tensor.new(W.shape)
+  local dW = record and W.requires_grad and (e.into or tensor.new(W.shape))
   local p, q = product.of(e.precision), product.of(e.teacher_precision)
-  local head, teacher_head = p.pack(W, { backward = dh }), e.teacher_hidden and q.pack(e.teacher_weight)
+  local head, teacher_head = e.packed or p.pack(W, { backward = dh }), e.teacher_hidden and (e.teacher_packed or q.pack(e.teacher_weight))
   local b = buffers(e, V, chunk, group, record)
   for start = 0, N - 1, group do
     local count = math.min(group, N - start)
@@ -100,18 +101,21 @@ function row.forward(inputs, e, record)
     end
     local ds = b.d and tensor.narrow(b.d, 0, 0, count)
     if dh then p.dx(tensor.narrow(dh, 0, start, count), ds, head) end
-    if dW then p[start == 0 and "dw" or "dw_acc"](dW, ds, tensor.narrow(h, 0, start, count)) end
+    if dW then p[start == 0 and not e.into and "dw" or "dw_acc"](dW, ds, tensor.narrow(h, 0, start, count)) end
   end
-  p.unpack(head)
-  if teacher_head then q.unpack(teacher_head) end
+  if not e.packed then p.unpack(head) end
+  if teacher_head and not e.teacher_packed then q.unpack(teacher_head) end
   for _, buffer in pairs(b) do buffer:free() end
   local result = tensor.new {}
   result:copy_from(total)
-  return result, record and { dh = dh or nil, dW = dW or nil }, total
+  return result, record and { dh = dh or nil, dW = not e.into and dW or nil }, total
 end
 
 function row.backward(dy, node, need, into)
-  local by, saved = dy:item(), node.saved
+  local by, saved, into_already = dy:item(), node.saved, node.extra.into
+  if into_already and by ~= 1 then
+    fail("backward: the head's gradient was added already, as that of the loss itself; this loss came in times %g", by)
+  end
   local dh, dW = need[1] and saved.dh or nil, need[2] and saved.dW or nil
   if dW and into[2] then
     c.scaled_acc(into[2].c, dW.c, by)
@@ -132,14 +136,23 @@ local function weigh(mask, factor)
   return w
 end
 
+--- The head of states packed for both directions, for losses that share it: M.loss{ states = { .., packed = }, teacher = { .., packed = } }; `free`
+-- it when its weight changes. nil where the precision packs nothing.
+function M.pack(states, backward)
+  local packed = product.of(states.precision).pack(states.weight, { backward = backward })
+  return packed ~= states.weight and packed or nil
+end
+
 --- Loss (0-d f32 on the tape) of hidden states [N,C] through a head, and the same in f64. opt: states, of model:states(hidden);
 -- target i32 [N] (-1: no prediction);
 -- valid f32 [N] (0 at padding); positions, predictions: the counts to average over (kl and own losses over positions, ce over predictions);
--- teacher: the states of the teacher, or nil; loss: of esp.loss.
+-- teacher: the states of the teacher, or nil; loss: of esp.loss. into: a gradient [V,C] to which the head's is added at once, so that none is held;
+-- backward is then by 1 alone.
 function M.loss(opt)
   local t = opt.teacher
   local e = { terms = {}, target = opt.target, precision = opt.states.precision, teacher_hidden = t and t.hidden, teacher_weight = t and t.weight,
-    teacher_precision = t and t.precision, cap = opt.states.cap, teacher_cap = t and t.cap,
+    teacher_precision = t and t.precision, cap = opt.states.cap, teacher_cap = t and t.cap, packed = opt.states.packed,
+    teacher_packed = t and t.packed, into = opt.into,
     valid = weigh(opt.valid, 1 / opt.positions) }
   for i, term in ipairs(opt.loss.terms) do
     local own = {}

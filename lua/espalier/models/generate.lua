@@ -6,6 +6,7 @@ local ops = require "espalier.ops"
 local core = require "espalier.ffi"
 local shapes = require "espalier.models.shape"
 local rope = require "espalier.nn.rope"
+local product = require "espalier.product"
 local options = require "espalier.options"
 local fail = require "espalier.fail"
 
@@ -23,14 +24,14 @@ function Layer:extend(k, v)
   return tensor.narrow(self.k, 1, 0, from + n), tensor.narrow(self.v, 1, 0, from + n)
 end
 
---- An empty cache of `room` positions for a model.
+--- An empty cache of `room` positions for a model, in the dtype that its layers keep keys and values in.
 function M.cache(model, room)
-  local s = model.shape
+  local s, dtype = model.shape, product.stored(model.precision)
   local cache = { length = 0 }
   function cache:advance(n) self.length = self.length + n end
   for l = 0, s.layers - 1 do
     local shape = { 1, room, shapes.at(s, "kv_heads", l), s.head_dim }
-    cache[l] = setmetatable({ cache = cache, k = tensor.new(shape), v = tensor.new(shape) }, Layer)
+    cache[l] = setmetatable({ cache = cache, k = tensor.new(shape, dtype), v = tensor.new(shape, dtype) }, Layer)
   end
   return cache
 end

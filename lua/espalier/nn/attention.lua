@@ -4,6 +4,7 @@ local Module = require "espalier.nn.module"
 local layers = require "espalier.nn.layers"
 local ops = require "espalier.ops"
 local tape = require "espalier.tape"
+local product = require "espalier.product"
 local fail = require "espalier.fail"
 
 local Attention = Module.class("Attention", {}, { "q_proj", "k_proj", "v_proj", "o_proj", "q_norm", "k_norm" })
@@ -34,22 +35,28 @@ end
 -- Queries or keys as they meet: x [B,T,n*D] normed, by heads, turned.
 function Attention:prepare(x, norm, n, c)
   local B, T = x.shape[1], x.shape[2]
-  if self.qk_norm == "whole" then x = norm(x) end
+  if self.qk_norm == "whole" then x = norm(x, x.dtype) end
   x = x:view(B, T, n, self.head_dim)
-  if self.qk_norm == "head" then x = norm(x) end
+  if self.qk_norm == "head" then x = norm(x, x.dtype) end
   if not self.rotary then return x end
   local turned = ops.rope(x, c.cos, c.sin)
   tape.forget(x)
   return turned
 end
 
+--- The dtype that its input is best made in.
+function Attention:reads()
+  return product.stored(self.q_proj.precision)
+end
+
 --- x [B,T,hidden] -> [B,T,hidden]. c: cos, sin (rows of these positions), first (i32 [B,T] or nil), cache (of this layer, or nil),
 -- observe (or nil): called with queries and keys as they meet ("q", "k": [B,T,H,D]) and what enters o_proj ("attention").
 function Attention:forward(x, c)
   local B, T = x.shape[1], x.shape[2]
-  local q = self:prepare(self.q_proj(x), self.q_norm, self.heads, c)
-  local k = self:prepare(self.k_proj(x), self.k_norm, self.kv_heads, c)
-  local v = self.v_proj(x):view(B, T, self.kv_heads, self.head_dim)
+  local dtype = self:reads()
+  local q = self:prepare(self.q_proj(x, dtype), self.q_norm, self.heads, c)
+  local k = self:prepare(self.k_proj(x, dtype), self.k_norm, self.kv_heads, c)
+  local v = self.v_proj(x, dtype):view(B, T, self.kv_heads, self.head_dim)
   local see = c.observe
   if see then
     see("q", c.layer, q)

@@ -51,7 +51,7 @@ end
 -- x and what a part adds to it, between the norms before and after it. sites: "norm1", "attention_out" or those of the MLP.
 function Block:plus(x, part, before, after, sites, c)
   local see, first, last = c.observe, self[before], self[after]
-  local h = first and first(x) or x
+  local h = first and first(x, part:reads()) or x
   -- Without a norm before it a part reads the stream itself; what watches it sees a tensor, and so a gradient, of its own.
   if see and not first then h = x:view(x.shape) end
   if see then see(sites[1], c.layer, h) end

@@ -29,8 +29,9 @@ function layers.Linear(opt)
   return setmetatable({ inputs = inputs, outputs = outputs, weight = Module.weight(opt, { outputs, inputs }), bias = bias or nil }, Linear)
 end
 
-function Linear:forward(x)
-  return ops.linear(x, self.weight, self.bias, self.precision)
+-- dtype: of the result (f32).
+function Linear:forward(x, dtype)
+  return ops.linear(x, self.weight, self.bias, self.precision, dtype)
 end
 
 --- The linear layers of a part: a function linear(name, inputs, outputs, i, bias) that takes weights[name] and weights[name .. ".bias"] of opt where
@@ -51,8 +52,8 @@ function layers.RMSNorm(opt)
   return setmetatable({ size = n, eps = opt.eps or 1e-5, offset = offset, weight = opt.weight or tensor.full({ n }, 1 - offset) }, RMSNorm)
 end
 
-function RMSNorm:forward(x)
-  return ops.rmsnorm(x, self.weight, self.eps, self.offset)
+function RMSNorm:forward(x, dtype)
+  return ops.rmsnorm(x, self.weight, self.eps, self.offset, dtype)
 end
 
 local LayerNorm = Module.class("LayerNorm", { "weight", "bias" })
@@ -65,8 +66,8 @@ function layers.LayerNorm(opt)
     bias = opt.bias or tensor.zeros { n } }, LayerNorm)
 end
 
-function LayerNorm:forward(x)
-  return ops.layernorm(x, self.weight, self.bias, self.eps, self.offset)
+function LayerNorm:forward(x, dtype)
+  return ops.layernorm(x, self.weight, self.bias, self.eps, self.offset, dtype)
 end
 
 local norms = { rms = { "RMSNorm", 0 }, rms1p = { "RMSNorm", 1 }, layernorm = { "LayerNorm", 0 }, layernorm1p = { "LayerNorm", 1 } }

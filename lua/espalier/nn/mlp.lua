@@ -4,6 +4,7 @@ local Module = require "espalier.nn.module"
 local layers = require "espalier.nn.layers"
 local ops = require "espalier.ops"
 local tape = require "espalier.tape"
+local product = require "espalier.product"
 
 local MLP = Module.class("MLP", {}, { "gate_proj", "up_proj", "down_proj" })
 
@@ -16,10 +17,16 @@ local function new(opt)
   }, MLP)
 end
 
+--- The dtype that its input is best made in.
+function MLP:reads()
+  return product.stored(self.up_proj.precision)
+end
+
 --- x [B,T,hidden] -> [B,T,hidden]. c.observe (or nil) is called with what the activation reads ("pre") and what enters down_proj ("ffn").
 function MLP:forward(x, c)
-  local see, up = c and c.observe, self.up_proj(x)
-  local read = self.gate_proj and self.gate_proj(x) or up
+  local see, dtype = c and c.observe, self:reads()
+  local up = self.up_proj(x, dtype)
+  local read = self.gate_proj and self.gate_proj(x, dtype) or up
   local y = ops.gate(read, self.gate_proj and up, self.activation)
   if see then
     see("pre", c.layer, read)

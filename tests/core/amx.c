@@ -1,0 +1,112 @@
+/* The AMX tile with plain C in the place of its instructions, so that its addressing is tested on any machine; beside the generic tile. */
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+/* Eight registers of 16 rows of 16 words, and what Intel's manual says that the instructions do to them. */
+static uint32_t registers[8][16][16];
+static int configured;
+
+static void configure(const void *config)
+{
+    const unsigned char *c = config;
+    configured = c[0] == 1;
+    for (int i = 0; i < 8; i++) configured &= c[16 + 2 * i] == 64 && c[17 + 2 * i] == 0 && c[48 + i] == 16;
+    memset(registers, 0xff, sizeof registers);
+}
+
+static float f32(uint32_t bits)
+{
+    float f;
+    memcpy(&f, &bits, 4);
+    return f;
+}
+
+static void dot(int c, int a, int b)
+{
+    for (int m = 0; m < 16; m++) {
+        for (int n = 0; n < 16; n++) {
+            float sum = f32(registers[c][m][n]);
+            for (int k = 0; k < 16; k++) {
+                uint32_t x = registers[a][m][k], y = registers[b][k][n];
+                sum += f32(x << 16) * f32(y << 16);
+                sum += f32(x & 0xffff0000u) * f32(y & 0xffff0000u);
+            }
+            memcpy(&registers[c][m][n], &sum, 4);
+        }
+    }
+}
+
+#define AMX
+#define TILE_CONFIGURE(config) configure(config)
+#define TILE_RELEASE() (configured = 0)
+#define TILE_ZERO(t) memset(registers[t], 0, sizeof registers[t])
+#define TILE_LOAD(t, from, stride) for (int r_ = 0; r_ < 16; r_++) memcpy(registers[t][r_], (const char *)(from) + r_ * (stride), 64)
+#define TILE_STORE(t, to, stride) for (int r_ = 0; r_ < 16; r_++) memcpy((char *)(to) + r_ * (stride), registers[t][r_], 64)
+#define TILE_DOT(c, a, b) dot(c, a, b)
+#include "../../core/ops/amx16.c"
+
+enum { LDC = 40 };
+
+static uint32_t state = 1;
+
+/* A pair of small whole numbers, whose products and sums are exact in any order. */
+static uint32_t pair(void)
+{
+    uint32_t bits[2];
+    for (int i = 0; i < 2; i++) {
+        state = state * 1664525u + 1013904223u;
+        float f = (float)((int)(state >> 24) % 17 - 8);
+        memcpy(&bits[i], &f, 4);
+    }
+    return bits[0] >> 16 | (bits[1] & 0xffff0000u);
+}
+
+/* The plain sum; lda has room behind the pairs, whose numbers must not matter. */
+static int agrees(int m, int n, int pairs, int add)
+{
+    int lda = pairs + 3, failures = 0;
+    /* Exact sizes, so that a read past the end is seen by the sanitizer. */
+    uint32_t *a = malloc((size_t)((m - 1) * lda + pairs) * 4), *b = malloc((size_t)pairs * ESP_TILE_COLS * 4);
+    float c[32 * LDC], want[32 * LDC];
+    for (int i = 0; i < (m - 1) * lda + pairs; i++) a[i] = pair();
+    for (int i = 0; i < pairs * ESP_TILE_COLS; i++) b[i] = pair();
+    for (int i = 0; i < 32 * LDC; i++) c[i] = want[i] = (float)(i % 11);
+    for (int i = 0; i < m; i++) {
+        for (int j = 0; j < n; j++) {
+            float sum = add ? want[i * LDC + j] : 0;
+            for (int p = 0; p < pairs; p++) {
+                uint32_t x = a[i * lda + p], y = b[p * ESP_TILE_COLS + j];
+                sum += f32(x << 16) * f32(y << 16) + f32(x & 0xffff0000u) * f32(y & 0xffff0000u);
+            }
+            want[i * LDC + j] = sum;
+        }
+    }
+    esp_kernel16_amx.enter();
+    if (!configured) failures++, printf("%s:%d: the tiles are configured otherwise\n", __FILE__, __LINE__);
+    esp_kernel16_amx.tile(pairs, a, lda, b, c, LDC, m, n, add);
+    esp_kernel16_amx.leave();
+    if (configured) failures++, printf("%s:%d: the tiles were not released\n", __FILE__, __LINE__);
+    for (int i = 0; i < 32 * LDC; i++) {
+        if (c[i] == want[i]) continue;
+        printf("%s:%d: %d x %d, %d pairs, add %d: entry %d is %g, want %g\n", __FILE__, __LINE__, m, n, pairs, add, i, (double)c[i], (double)want[i]);
+        failures++;
+        break;
+    }
+    free(a);
+    free(b);
+    return failures;
+}
+
+int main(void)
+{
+    int failures = 0, rows[] = {32, 31, 17, 16, 15, 1}, cols[] = {32, 31, 16, 3}, pairs[] = {16, 48, 1, 15, 17, 33};
+    for (int i = 0; i < 6; i++) {
+        for (int j = 0; j < 4; j++) {
+            for (int k = 0; k < 6; k++) failures += agrees(rows[i], cols[j], pairs[k], 0) + agrees(rows[i], cols[j], pairs[k], 1);
+        }
+    }
+    if (failures == 0) puts("amx: all passed");
+    return failures != 0;
+}
