@@ -72,9 +72,9 @@ local function gather_when_run(decoder, shape_of)
     for _, linear in ipairs { block.self_attn and block.self_attn.q_proj or false, block.self_attn and block.self_attn.o_proj or false } do
       if linear and #linear.weight.shape == 3 then
         local blocks, run = linear.weight, linear.forward
-        linear.forward = function(self, x)
+        linear.forward = function(self, ...)
           self.weight = flat(blocks, { self.outputs, self.inputs })
-          local y = run(self, x)
+          local y = run(self, ...)
           self.weight = blocks
           return y
         end
