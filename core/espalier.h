@@ -180,10 +180,11 @@ enum esp_activation { ESP_SILU = 0, ESP_GELU_TANH = 1, ESP_RELU2 = 2 };
     /* -- attention.c: causal attention with grouped queries, tiled with online softmax; no [T,T] matrix is kept -- */ \
     /* o[B,T,H,D], lse[B,H,T] from q[B,T,H,D], k and v[B,S,G,D], S >= T: query t stands at position S-T+t and sees keys j with \
      * first[b,t] <= j <= S-T+t; first i32 [B,T] or NULL (0): where the document of the query begins. Head h reads group h/(H/G). \
-     * lse may be NULL. scale multiplies q.k; where cap is not 0 the score is then cap * tanh(score / cap) (2408.00118) */ \
+     * lse may be NULL. scale, above 0, multiplies q.k; where cap is not 0 the score is then cap * tanh(score / cap) (2408.00118). q, k, v and o \
+     * are all f32, or all bf16: probabilities are then rounded to bf16 on their way into the second product; sums, softmax and lse stay f32 */ \
     X(attention, (esp_tensor *o, esp_tensor *lse, const esp_tensor *q, const esp_tensor *k, const esp_tensor *v, \
                   const esp_tensor *first, double scale, double cap)) \
-    /* dq, dk, dv from dout and what forward read and wrote; probabilities are computed again tile by tile. S = T */ \
+    /* dq, dk, dv from dout and what forward read and wrote, all of one dtype; probabilities are computed again tile by tile. S = T */ \
     X(attention_backward, (esp_tensor *dq, esp_tensor *dk, esp_tensor *dv, const esp_tensor *dout, const esp_tensor *q, \
                            const esp_tensor *k, const esp_tensor *v, const esp_tensor *o, const esp_tensor *lse, \
                            const esp_tensor *first, double scale, double cap)) \
