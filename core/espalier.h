@@ -275,7 +275,10 @@ enum esp_activation { ESP_SILU = 0, ESP_GELU_TANH = 1, ESP_RELU2 = 2 };
     X(taylor_stats_acc, (esp_tensor *stats, const esp_tensor *x, const esp_tensor *g, int64_t width, int64_t first)) \
     /* stats[2,3] += of c = cos(a, b), a and b [B,T,C]: over tokens the sums of c and of arccos(c)/pi, over rows that of arccos(c)/pi at the \
      * row's last token. A vector of zeros has c = 0. The halves of stats may lie apart */ \
-    X(angle_stats_acc, (esp_tensor *stats, const esp_tensor *a, const esp_tensor *b, const esp_tensor *lengths, int64_t first))
+    X(angle_stats_acc, (esp_tensor *stats, const esp_tensor *a, const esp_tensor *b, const esp_tensor *lengths, int64_t first)) \
+    /* sums[C] += over tokens of the length of r + a_c w_c: what leaves an output with column w_c beside the r [..] that left it already. \
+     * a[B,T,C]; rw[B,T,C] = r . w_c; r[B,T] = length of r; w[C] = length of w_c (2411.19146 appendix A, channel after channel) */ \
+    X(contribution_acc, (esp_tensor *sums, const esp_tensor *a, const esp_tensor *rw, const esp_tensor *r, const esp_tensor *w, const esp_tensor *lengths))
 
 #define ESP_PROTOTYPE(name, params) int esp_##name params;
 ESP_OPS(ESP_PROTOTYPE)
@@ -514,8 +517,9 @@ typedef struct esp_h5 esp_h5;
 const char *esp_h5_checksum(void);                   /* of the header that this library was built with */
 /* A new file, written beside its name; it appears on publish. Each dataset carries its XXH3 in the attribute "xxh3". */
 int esp_h5_create(esp_h5 **out, const char *path);
-/* A dataset at "group/name" (groups are made), dense, of the tensor's shape; bf16 and f16 are stored as u16 with the attribute "dtype". */
-int esp_h5_write(esp_h5 *f, const char *name, const esp_tensor *t);
+/* A dataset at "group/name" (groups are made), dense, of the tensor's shape; bf16 and f16 are stored as u16 with the attribute "dtype". packed: shuffled
+ * and deflated, which every reader of HDF5 undoes. */
+int esp_h5_write(esp_h5 *f, const char *name, const esp_tensor *t, int packed);
 int esp_h5_write_text(esp_h5 *f, const char *name, const char *text, int64_t bytes);
 int esp_h5_publish(esp_h5 *f);                       /* frees f, also on error (then nothing is left behind) */
 /* An existing file, read-only. Reading a dataset checks its xxh3 where it has one. */

@@ -15,7 +15,7 @@
 #include "../tensor/tensor.h"
 #include "io.h"
 
-enum { MOST_LONG = 8, CHUNK_BYTES = 1 << 16 };
+enum { MOST_LONG = 8, CHUNK_BYTES = 1 << 16, LARGE_CHUNK = 1 << 22, WORTH_PACKING = 1 << 10, DEFLATE_LEVEL = 6 };
 
 /* A dataset that is written or read piecewise and so stays open. */
 typedef struct long_set {
@@ -149,26 +149,45 @@ static void sum_text(char *hex, const void *data, int64_t bytes)
     snprintf(hex, 17, "%016llx", (unsigned long long)XXH3_64bits(data, (size_t)bytes));
 }
 
-static int write_dataset(esp_h5 *f, const char *name, hid_t type, int ndim, const int64_t *shape, const void *data, int64_t bytes, const char *dtype)
+/* Packed: the bytes of a number apart from those of its neighbours (their exponents are alike), then deflate; in chunks of whole leading indices. */
+static void set_packing(hid_t how, int ndim, const hsize_t *dims, int64_t bytes)
+{
+    hsize_t chunk[ESP_MAX_DIMS];
+    memcpy(chunk, dims, sizeof(hsize_t) * (size_t)ndim);
+    for (int d = 0; d < ndim && bytes > LARGE_CHUNK; d++) {
+        bytes /= (int64_t)chunk[d];
+        chunk[d] = 1;
+    }
+    H5Pset_chunk(how, ndim, chunk);
+    H5Pset_shuffle(how);
+    H5Pset_deflate(how, DEFLATE_LEVEL);
+}
+
+static int write_dataset(esp_h5 *f, const char *name, hid_t type, int ndim, const int64_t *shape, const void *data, int64_t bytes, const char *dtype,
+                         int packed)
 {
     hsize_t dims[ESP_MAX_DIMS];
     for (int d = 0; d < ndim; d++) dims[d] = (hsize_t)shape[d];
     hid_t space = ndim ? H5Screate_simple(ndim, dims, NULL) : H5Screate(H5S_SCALAR);
-    hid_t links = H5Pcreate(H5P_LINK_CREATE);
+    hid_t links = H5Pcreate(H5P_LINK_CREATE), how = H5Pcreate(H5P_DATASET_CREATE);
     H5Pset_create_intermediate_group(links, 1);
-    hid_t set = H5Dcreate2(f->file, name, type, space, links, H5P_DEFAULT, H5P_DEFAULT);
+    /* A build of HDF5 may lack zlib; the file is then larger. */
+    if (packed && ndim && bytes >= WORTH_PACKING && H5Zfilter_avail(H5Z_FILTER_DEFLATE) > 0) set_packing(how, ndim, dims, bytes);
+    hid_t set = H5Dcreate2(f->file, name, type, space, links, how, H5P_DEFAULT);
     char hex[17];
     sum_text(hex, data, bytes);
     int good = set >= 0 && (bytes == 0 || H5Dwrite(set, type, H5S_ALL, H5S_ALL, H5P_DEFAULT, data) >= 0) && put_attribute(set, "xxh3", hex) &&
                (!dtype || put_attribute(set, "dtype", dtype));
     int code = good ? ESP_OK : h5_fail("cannot write", f->path, name);
-    if (set >= 0) H5Dclose(set);
+    /* Packed chunks reach the file when their dataset is closed. */
+    if (set >= 0 && H5Dclose(set) < 0 && code == ESP_OK) code = h5_fail("cannot write", f->path, name);
+    H5Pclose(how);
     H5Pclose(links);
     H5Sclose(space);
     return code;
 }
 
-int esp_h5_write(esp_h5 *f, const char *name, const esp_tensor *t)
+int esp_h5_write(esp_h5 *f, const char *name, const esp_tensor *t, int packed)
 {
     TRY(esp_check("hdf5", name, t, 63u, ESP_READ));
     esp_tensor *dense = NULL;
@@ -182,14 +201,14 @@ int esp_h5_write(esp_h5 *f, const char *name, const esp_tensor *t)
         t = dense;
     }
     const char *dtype = t->dtype == ESP_BF16 ? "bf16" : t->dtype == ESP_F16 ? "f16" : NULL;
-    int code = write_dataset(f, name, type_of(t->dtype), t->ndim, t->shape, esp_tensor_at(t), t->count * esp_dtype_size(t->dtype), dtype);
+    int code = write_dataset(f, name, type_of(t->dtype), t->ndim, t->shape, esp_tensor_at(t), t->count * esp_dtype_size(t->dtype), dtype, packed);
     esp_tensor_free(dense);
     return code;
 }
 
 int esp_h5_write_text(esp_h5 *f, const char *name, const char *text, int64_t bytes)
 {
-    return write_dataset(f, name, H5T_STD_U8LE, 1, &bytes, text, bytes, "text");
+    return write_dataset(f, name, H5T_STD_U8LE, 1, &bytes, text, bytes, "text", 0);
 }
 
 /* Chunks reach the file when their dataset is closed: a full disk may show only here. */
@@ -303,6 +322,16 @@ static void close_set(opened *o)
     if (o->set >= 0) H5Dclose(o->set);
 }
 
+/* Can the stored bytes of a dataset be what it claims to hold? A damaged or hostile header may claim any size, which is refused before memory is
+ * asked for; deflate, the densest of filters, packs a thousand bytes into one. */
+static int held(hid_t set, hsize_t count, hsize_t size)
+{
+    hid_t how = H5Dget_create_plist(set);
+    hsize_t most = H5Pget_nfilters(how) > 0 ? 1100 : 1;
+    H5Pclose(how);
+    return count / most <= H5Dget_storage_size(set) / size;
+}
+
 static int open_set(opened *o, esp_h5 *f, const char *name)
 {
     *o = (opened){.set = -1, .type = -1, .space = -1};
@@ -367,8 +396,7 @@ int esp_h5_read(esp_tensor **out, esp_h5 *f, const char *name)
     int code = open_set(&o, f, name);
     int dtype = code == ESP_OK ? stored_dtype(&o) : 0;
     if (code == ESP_OK && dtype == -2) code = esp_fail(ESP_EFORMAT, "%s: %s has elements of a kind that is not read", f->path, name);
-    /* A damaged header may claim any size: what the file cannot hold is refused before memory is asked for. */
-    if (code == ESP_OK && o.count > 0 && H5Dget_storage_size(o.set) < (hsize_t)(o.count * o.size) && o.xxh3[0]) {
+    if (code == ESP_OK && o.xxh3[0] && !held(o.set, (hsize_t)o.count, (hsize_t)o.size)) {
         code = esp_fail(ESP_EFORMAT, "%s: %s claims %lld elements, fewer bytes are stored", f->path, name, (long long)o.count);
     }
     if (code == ESP_OK) code = esp_tensor_new(&t, dtype == -1 ? ESP_F64 : dtype, o.ndim, o.shape);
@@ -438,8 +466,7 @@ static int long_set_of(long_set **out, esp_h5 *f, const char *name, hid_t create
     hsize_t count = 0;
     int ndim = H5Sget_simple_extent_ndims(space), integers = H5Tget_class(type) == H5T_INTEGER;
     if (ndim == 1) H5Sget_simple_extent_dims(space, &count, NULL);
-    /* A hostile header may claim any length; deflate, the densest of filters, packs a thousand bytes into one. */
-    int fits = create || count == 0 || count / 1100 * H5Tget_size(type) <= H5Dget_storage_size(set);
+    int fits = create || held(set, count, H5Tget_size(type));
     H5Tclose(type);
     H5Sclose(space);
     if (!fits) {

@@ -217,6 +217,40 @@ covers({ "taylor_stats_acc" }, "the four sums of activations times gradients, by
     random({ 1, 1, 6 }, 1).c, 4, 0)
 end)
 
+covers({ "contribution_acc" }, "lengths of errors with one more channel", function()
+  for _, size in ipairs { { 1, 1, 1 }, { 2, 3, 6 }, { 3, 5, 65 }, { 2, 3, 260 } } do
+    local B, T, C = unpack(size)
+    for _, lengths in ipairs { false, lengths_of(B, T) } do
+      -- Columns and a residual in three dimensions, so that lengths are known without the formula.
+      local D, a, w, r = 3, random(size, 11), random({ 3, C }, 12), random({ B, T, 3 }, 13)
+      local rw, rn, wn, want = tensor.new(size), tensor.new { B, T }, tensor.new { C }, {}
+      c.linear_dx(rw.c, r.c, w.c)
+      c.norm(rn.c, r.c, 2)
+      c.norm(wn.c, w:transpose(0, 1):contiguous().c, 1)
+      local sums, given = tensor.full({ C }, 1, "f64"), lengths and tensor.of(lengths, { dtype = "i32" })
+      c.contribution_acc(sums.c, a.c, rw.c, rn.c, wn.c, given and given.c or nil)
+      local u, v, e = rows.flat(a), rows.flat(w), rows.flat(r)
+      for ch = 1, C do
+        want[ch] = 1
+        for b = 0, B - 1 do
+          for p = 0, (lengths and lengths[b + 1] or T) - 1 do
+            local square = 0
+            for d = 0, D - 1 do square = square + (e[(b * T + p) * D + d + 1] + u[(b * T + p) * C + ch] * v[d * C + ch]) ^ 2 end
+            want[ch] = want[ch] + math.sqrt(square)
+          end
+        end
+      end
+      rows.compare(rows.flat(sums), want, 1e-5, "sums")
+    end
+  end
+  local x, one = random({ 1, 2, 3 }, 1), tensor.full({ 3 }, 1)
+  t.fails("'r' is [1, 3], want [1, 2]", c.contribution_acc, tensor.zeros({ 3 }, "f64").c, x.c, x.c, tensor.zeros({ 1, 3 }).c, one.c, nil)
+  t.fails("'w' is [2], want [3]", c.contribution_acc, tensor.zeros({ 3 }, "f64").c, x.c, x.c, tensor.zeros({ 1, 2 }).c, tensor.zeros({ 2 }).c, nil)
+  local nan = tensor.zeros({ 3 }, "f64")
+  c.contribution_acc(nan.c, tensor.full({ 1, 2, 3 }, 0 / 0).c, x.c, tensor.zeros({ 1, 2 }).c, one.c, nil)
+  t.ok(nan:table()[1] ~= nan:table()[1], "NaN stays")
+end)
+
 covers({ "angle_stats_acc" }, "cosines and angles by half; a vector of zeros has cosine 0", function()
   for _, size in ipairs { { 1, 1, 1 }, { 2, 3, 5 }, { 3, 65, 17 }, { 2, 130, 16 } } do
     local B, T, C = unpack(size)

@@ -242,6 +242,19 @@ t.test("a search that runs out of time has a best, and says what it left", funct
     out = t.folder() .. "/f", kd = { tokens = 10 } })
 end)
 
+t.test("a search in bf16 scores in bf16 and gives a model in f32", function()
+  local model, ranking, sorted, held_out = world()
+  local search = esp.search { model = model, stats = ranking, data = held_out, budget = { params = 6000 }, axes = axes, top = 3, score = "kept",
+    precision = "bf16", quiet = true }
+  for _, row in ipairs(search.rows) do
+    t.equal(row.nll, (esp.slice(sorted:in_precision "bf16", row.request):loss(held_out)))
+    t.ok(row.nll ~= (esp.slice(sorted, row.request):loss(held_out)))
+  end
+  t.equal(search:best().precision, nil)
+  t.ok(tostring(search):find("in bf16", 1, true), tostring(search))
+  t.fails("option 'precision' is 'f64'", esp.search, { model = model, stats = ranking, data = held_out, precision = "f64" })
+end)
+
 t.test("rank correlation and the front", function()
   t.near(rows.rank_correlation({ 1, 2, 3, 4 }, { 10, 20, 40, 80 }), 1, 1e-12)
   t.near(rows.rank_correlation({ 1, 2, 3, 4 }, { 4, 3, 2, 1 }), -1, 1e-12)

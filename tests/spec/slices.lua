@@ -112,14 +112,39 @@ t.test("every architecture: sorted it is the same function, and its slices are i
   end
 end)
 
+t.test("slices whose products are in bf16 are their own materialized models to the bit", function()
+  local _, _, sorted = world()
+  local ids = require("espalier.models.model").as_ids(held_out)
+  for _, cut in ipairs { { hidden = 24, ffn = 30, heads = 4, layers = 3 }, { hidden = 31, ffn = 9 }, { heads = 3, kv_heads = 1 },
+    { drop_mlp = { 2 } } } do
+    local plain, slice = esp.slice(sorted, cut), esp.slice(sorted:in_precision "bf16", cut)
+    local own = slice:materialize()
+    t.equal({ own.precision, slice.precision, plain.precision }, { "bf16", "bf16" })
+    t.equal(largest(slice:logits(ids), own:logits(ids)), 0)
+    t.equal(slice:loss(ids), own:loss(ids))
+    local again = plain:in_precision "bf16"
+    t.equal(again:loss(ids), slice:loss(ids), "asked of the slice")
+    t.ok(again:in_precision "bf16" == again and plain:in_precision "f32" == plain)
+    t.ok(largest(slice:logits(ids), plain:logits(ids)) > 0, "which rounds")
+    t.near(slice:loss(ids), plain:loss(ids), 0.02)
+    -- The first layers' streams are kept from one slice in bf16 to the next, apart from those in f32.
+    t.equal(plain:loss(ids), plain:materialize():loss(ids))
+  end
+end)
+
 t.test("slices are views, made at once, and never change their source", function()
   local _, _, sorted = world()
   local before = hash(sorted)
   collectgarbage()
   local live = tonumber(esp.ffi.C.esp_memory_live())
   local slice = esp.slice(sorted, { hidden = 24, ffn = 30, heads = 4, layers = 3 })
+  t.equal(tonumber(esp.ffi.C.esp_memory_live()), live, "nothing before it runs")
+  local start = esp.ffi.C.esp_clock()
+  for _ = 1, 200 do esp.slice(sorted, { hidden = 24, ffn = 30, heads = 4, layers = 3 }) end
+  t.ok((esp.ffi.C.esp_clock() - start) / 200 < 1e-3, "in microseconds")
+  local views = slice.views.weights
   local headers = tonumber(esp.ffi.C.esp_memory_live()) - live
-  t.ok(headers <= 256 * #slice:parameter_names(), "headers of views, no weights: " .. headers)
+  t.ok(next(views) and headers <= 256 * #slice:parameter_names(), "headers of views, no weights: " .. headers)
   local name = "model.layers.0.mlp.up_proj.weight"
   local function place(model) return esp.ffi.C.esp_tensor_data(model:parameters()[name].c) end
   t.ok(place(slice) == place(sorted), "the same place")

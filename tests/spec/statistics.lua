@@ -70,8 +70,9 @@ t.test("a file goes on where it was, is extended by more rows, and refuses other
   measure(model, rows_of(4), { depth = true, out = path })
   local on = measure(model, rows_of(10), { depth = true, out = path, batch = 4 })
   t.equal(on:total "rows", 10)
-  t.near(axes(on), axes(whole), 1e-6)
-  t.near(axes(esp.importance.load(path)), axes(whole), 1e-6)
+  -- 4 rows came from a file, to f32.
+  t.near(axes(on), axes(whole), 5e-6)
+  t.near(axes(esp.importance.load(path)), axes(whole), 5e-6)
   t.equal(measure(model, rows_of(10), { depth = true, out = path }):hash(), on:hash(), "done: nothing runs again")
   t.fails("are of other data", measure, model, rows_of(12, 1), { depth = true, out = path })
   t.fails("holds 10 rows of other data, this has 3", measure, model, rows_of(3), { depth = true, out = path })
@@ -85,10 +86,100 @@ t.test("a file goes on where it was, is extended by more rows, and refuses other
   t.fails("needs the gradient of all data at once", later.score, later, { axis = "hidden", metric = "taylor_weight" })
 end)
 
+-- Every score of a file is that of what was saved.
+local function same_answers(a, b, tolerance)
+  local compared = 0
+  local function near(opt)
+    if opt.metric == "taylor_weight" and not a.outer["hidden.taylor_weight"] then return end
+    local x, y = a:score(opt), b:score(opt)
+    local most = math.max(x:abs():max(0):item(), 1e-6)
+    esp.no_grad(function() t.near((x - y):abs():max(0):item() / most, 0, tolerance, (opt.axis or "") .. " " .. (opt.metric or opt.agg or "")) end)
+    compared = compared + x.shape[1]
+  end
+  for l = 0, a.shape.layers - 1 do
+    for _, batch in ipairs { "mean", "l2", "var" } do
+      for _, seq in ipairs { "mean", "l2", "var" } do
+        for _, site in ipairs { "ffn", "pre", "act" } do near { axis = "ffn", layer = l, site = site, agg = batch .. "," .. seq } end
+        for _, axis in ipairs { "heads", "kv_heads", "attention" } do near { axis = axis, layer = l, agg = batch .. "," .. seq } end
+      end
+    end
+    for _, axis in ipairs { "ffn", "heads", "kv_heads" } do
+      for _, metric in ipairs { "magnitude", "wanda", "flap", "contribution", "taylor", "taylor_abs", "taylor_second", "fisher", "taylor_weight" } do
+        near { axis = axis, layer = l, metric = metric }
+      end
+    end
+  end
+  near { axis = "hidden", metric = "flap", norms = { "norm1", "norm2" } }
+  near { axis = "hidden", norms = { "norm1", "norm2", "final" }, agg = "var,mean" }
+  near { axis = "head_dim" }
+  for _, metric in ipairs { "bi", "angular", "nll", "kl", "mse_hidden" } do near { axis = "layers", metric = metric } end
+  return compared
+end
+
+t.test("a file answers as what was saved did, to f32, and is small", function()
+  local model, path = model_of(), t.folder() .. "/s.h5"
+  local ragged = rows_of(9)
+  ragged[2], ragged[5] = { 1, 2, 3 }, { 4, 5, 6, 7 }
+  for _, rows in ipairs { rows_of(9), ragged, rows_of(1) } do
+    local stats = measure(model, rows, { depth = true, grads = true })
+    stats:save(path)
+    local again = esp.importance.load(path)
+    t.ok(same_answers(stats, again, 1e-6) > 1000)
+    t.equal(again:hash(), stats:hash(), "the hash of what was saved")
+    again:save(path)
+    t.ok(same_answers(stats, esp.importance.load(path), 1e-6) > 1000, "written again")
+    t.equal(esp.importance.load(path):hash(), stats:hash())
+    if #rows > 1 then same_answers(stats:half(1), again:half(1), 1e-6) end
+  end
+  -- Channels whose mean is a hundred times their deviation, that of rows some 400 times theirs: in f32 sums of squares would have lost both.
+  local C = esp.ffi.ops
+  local stats = require("espalier.importance.statistics").new(shape, { model = "x" })
+  for b = 0, 7 do
+    local x = tensor.normal({ 1, 16, 10 }, { mean = 30, std = 0.3, seed = b })
+    C.channel_stats_acc(stats:slot(0, "ffn", { 2, 8, 10 }).c, x.c, nil, b)
+    stats.counts[b % 2 + 1].rows, stats.counts[b % 2 + 1].tokens = stats.counts[b % 2 + 1].rows + 1, stats.counts[b % 2 + 1].tokens + 16
+  end
+  stats:save(path)
+  local again, spread = esp.importance.load(path), { score = function(s) return s.variance end }
+  for _, agg in ipairs { "var,mean", "var,l2", "var,var", "l2,l2" } do
+    local want = stats:score { axis = "ffn", layer = 0, agg = agg }
+    t.near(again:score { axis = "ffn", layer = 0, agg = agg }, want, 1e-5 * want:max(0):item(), agg)
+  end
+  t.near(again:score { axis = "ffn", layer = 0, metric = spread }, stats:score { axis = "ffn", layer = 0, metric = spread }, 1e-7)
+  local f = require("espalier.io.hdf5").open(path)
+  t.equal({ f:tensor("layer.0/ffn").shape, f:tensor("layer.0/ffn").dtype }, { { 2, 7, 10 }, "f32" }, "rows of one length: seven numbers a channel")
+  f:close()
+end)
+
+t.test("statistics of another model of the same shape are refused, and may be taken for its own", function()
+  local model, other = model_of(), model_of(4)
+  local stats, path = measure(model, rows_of(4)), t.folder() .. "/s.h5"
+  stats:save(path)
+  for _, own in ipairs { stats, esp.importance.load(path) } do
+    t.ok(esp.prune(model, own, { ffn = 4, quiet = true }), "its own")
+    for _, call in ipairs { function(s) return esp.prune(other, s, { ffn = 4, quiet = true }) end, function(s) return esp.sort(other, s) end,
+      function(s) return esp.sensitivity(other, s, esp.data.of(rows_of(3, 7)), { axes = { "ffn" }, quiet = true }) end,
+      function(s) return esp.prune(other, s, { keep = { ffn = { { 0 }, { 0 }, { 0 }, { 0 } } }, compensate = true, quiet = true }) end } do
+      t.fails("are of another model of this shape", call, own)
+      t.ok(call(own:taken_for(other)), "insisted on")
+    end
+  end
+  local taken = stats:taken_for(other)
+  t.equal(taken:score { axis = "ffn", layer = 0 }, stats:score { axis = "ffn", layer = 0 })
+  t.ok(taken:hash() ~= stats:hash() and taken.facts.measured_on == stats.facts.model, "and it is told")
+  local wide = shapes.copy(shape)
+  wide.ffn = 12
+  t.fails("the statistics are of a model with hidden 12, ffn 10", stats.taken_for, stats, esp.models.new(wide, { seed = 1 }))
+  t.fails("the argument is nil, want a model", stats.taken_for, stats)
+  -- A weight that changed in place makes another model.
+  model:parameters()["model.norm.weight"]:fill(2)
+  t.fails("are of another model", esp.prune, model, stats, { ffn = 4, quiet = true })
+end)
+
 t.test("statistics of another version or kind are refused", function()
   local path = t.folder() .. "/s.h5"
   require("espalier.io.hdf5").write(path, { about = '{"kind":"espalier statistics","version":1}' })
-  t.fails("is of version 1, this program reads version 2", esp.importance.load, path)
+  t.fails("is of version 1, this program reads version 3", esp.importance.load, path)
   require("espalier.io.hdf5").write(path, { about = '{"kind":"a run"}' })
   t.fails("holds 'a run', want espalier statistics", esp.importance.load, path)
 end)
@@ -184,6 +275,60 @@ t.test("layers keep their own, compete over the network, or share one set", func
   local small = esp.prune(model, stats:rank { ffn = { metric = by, within = "network" } }, { ffn = 4, quiet = true })
   t.equal(small.shape.ffn, { 1, 10, 1, 4 })
   t.ok(small:loss { { 1, 2, 3 } } > 0, "it runs")
+end)
+
+t.test("neurons taken out in rounds, against sums of their own", function()
+  local model, rows = model_of(5), rows_of(5)
+  rows[2] = { 3, 1, 4, 1 }
+  local found = esp.importance.contribution(model, rows, { rounds = 3, batch = 2, quiet = true })
+  local ids, lengths = require("espalier.models.model").as_ids(rows)
+  local seen = {}
+  esp.no_grad(function()
+    model:forward(ids, { observe = function(site, l, x) if site == "ffn" then seen[l] = x:table() end end })
+  end)
+  for l = 0, 3 do
+    local w, gone, order = model:parameters()["model.layers." .. l .. ".mlp.down_proj.weight"]:table(), {}, {}
+    -- Mean length over tokens of what the gone and j together add to the output.
+    local function wrong(j)
+      local sum, tokens = 0, 0
+      for b, n in ipairs(lengths) do
+        for p = 1, n do
+          local square = 0
+          for o = 1, 12 do
+            local v = seen[l][b][p][j] * w[o][j]
+            for i in pairs(gone) do v = v + seen[l][b][p][i] * w[o][i] end
+            square = square + v * v
+          end
+          sum, tokens = sum + math.sqrt(square), tokens + 1
+        end
+      end
+      return sum / tokens
+    end
+    for _, out in ipairs { 4, 3, 3 } do
+      local list = {}
+      for j = 1, 10 do if not gone[j] then list[#list + 1] = { wrong(j), j } end end
+      table.sort(list, function(a, b) return a[1] < b[1] end)
+      for i = 1, out do
+        gone[list[i][2]] = true
+        order[#order + 1] = list[i][2]
+      end
+    end
+    local want = {}
+    for place, j in ipairs(order) do want[j] = (place - 1) / 10 end
+    t.near(found.scores[l + 1], want, 1e-9, "layer " .. l)
+  end
+  local stats = measure(model, rows)
+  local small, sets = esp.prune(model, stats:rank { ffn = found }, { ffn = 6, quiet = true })
+  t.equal(#sets.ffn[1], 6)
+  t.ok(esp.lineage(small).steps[1].by:find("ffn by contribution in rounds", 1, true), esp.lineage(small).steps[1].by)
+  t.ok(tostring(stats:show { axis = "ffn", metric = found }):find("ffn by contribution in rounds", 1, true))
+  -- One round is the order of the metric that needs none.
+  local once, plain = esp.importance.contribution(model, rows, { rounds = 1, quiet = true }), {}
+  for l = 0, 3 do plain[l + 1] = require("espalier.importance.choose").order(stats:score { axis = "ffn", layer = l, metric = "contribution" }) end
+  for l = 0, 3 do for place, j in ipairs(plain[l + 1]) do t.near(once.scores[l + 1][j + 1], (10 - place) / 10, 1e-9) end end
+  t.fails("rounds = 0, want 1 or more", esp.importance.contribution, model, rows, { rounds = 0 })
+  t.fails("the calibration data is missing", esp.importance.contribution, model)
+  t.fails("the first argument is nil", esp.importance.contribution)
 end)
 
 t.test("heads: groups by their own metric, and over the network", function()
@@ -341,33 +486,103 @@ t.test("layers chosen by leaving them out: at once, one by one, in one block, by
   t.near(stats:score { axis = "layers", metric = "task" }, once.scores, 1e-5)
 end)
 
-t.test("Ctrl-C keeps the rows that were done, and the same call goes on", function()
+-- Runs a recipe and interrupts it when it has made the file `begun` so many bytes long: what it printed, and its exit code.
+local function interrupted(dir, code, bytes)
   local program = t.program() or t.skip "needs the espalier program"
-  local dir = t.folder()
-  file.make(dir .. "/metrics")
-  t.write(dir .. "/metrics/seen.lua", [[return { axes = { "ffn" }, score = function(s) return s.seen end,
-    collect = { seen = function(x) io.open("DIR/begun", "a"):close() return x:abs():sum(1):sum(0) end } }]])
-  t.write(dir .. "/metrics/seen.lua", (t.read(dir .. "/metrics/seen.lua"):gsub("DIR", dir)))
-  t.write(dir .. "/recipe.lua", [[local esp = require "espalier"
-    local shape = { hidden = 64, ffn = 128, layers = 4, heads = 4, kv_heads = 2, head_dim = 16, vocab = 50, context = 64, norm_eps = 1e-5,
-      rope = { theta = 10000 }, tied = true }
-    local rows = {}
-    for r = 1, 400 do rows[r] = {} for p = 1, 32 do rows[r][p] = r * p % 50 end end
-    local stats = esp.importance.measure(esp.models.new(shape, { seed = 1 }), rows, { batch = 1, out = "DIR/s.h5", quiet = true,
-      metrics = { "seen" } })
-    print(stats:total "rows", stats:score { axis = "ffn", layer = 0, metric = "seen" })]])
-  t.write(dir .. "/recipe.lua", (t.read(dir .. "/recipe.lua"):gsub("DIR", dir)))
+  t.write(dir .. "/recipe.lua", (code:gsub("DIR", dir)))
+  file.remove(dir .. "/begun")
+  file.remove(dir .. "/said")
   local child = process.start({ program, dir .. "/recipe.lua" }, dir .. "/said")
-  while not file.kind(dir .. "/begun") do process.sleep(0.005) end
+  while not (file.kind(dir .. "/begun") and #t.read(dir .. "/begun") >= (bytes or 1)) do process.sleep(0.005) end
   child:signal(2)
-  t.equal(child:wait(), 1)
-  local said = t.read(dir .. "/said")
+  local status = child:wait()
+  return t.read(dir .. "/said"), status
+end
+
+local world = [[local esp = require "espalier"
+  local shape = { hidden = 64, ffn = 128, layers = 4, heads = 4, kv_heads = 2, head_dim = 16, vocab = 50, context = 64, norm_eps = 1e-5,
+    rope = { theta = 10000 }, tied = true }
+  local rows = {}
+  for r = 1, 400 do rows[r] = {} for p = 1, 32 do rows[r][p] = r * p % 50 end end
+  local model = esp.models.new(shape, { seed = 1 })
+  local function wait() local start = os.clock() while os.clock() - start < 0.05 do end end
+  local function tell() local f = io.open("DIR/begun", "a") f:write "." f:close() end
+  -- Told of each forward pass.
+  local forward = model.forward
+  function model.forward(...) tell() return forward(...) end
+]]
+
+t.test("Ctrl-C keeps the rows that were done, and the same call goes on", function()
+  local dir = t.folder()
+  local recipe = world .. [[local stats = esp.importance.measure(model, rows, { batch = 1, out = "DIR/s.h5", quiet = true,
+    metrics = { { axes = { "ffn" }, collect = { seen = function(x) return x:abs():sum(1):sum(0) end }, score = function(s) return s.seen end } } })
+    print(stats:total "rows", stats:score { axis = "ffn", layer = 0, metric = { score = function(s) return s.seen end } })]]
+  local said, code = interrupted(dir, recipe)
+  t.equal(code, 1)
   local done = tonumber(said:match "stopped after (%d+) of 400 rows; they are kept in")
   t.ok(done and done >= 1 and done < 400, said)
-  t.equal(esp.importance.load(dir .. "/s.h5"):total "rows", done)
+  local part = esp.importance.load(dir .. "/s.h5")
+  t.equal(part:total "rows", done)
   file.remove(dir .. "/said")
-  t.equal(process.start({ program, dir .. "/recipe.lua" }, dir .. "/said"):wait(), 0, "the same call")
+  t.equal(process.start({ t.program(), dir .. "/recipe.lua" }, dir .. "/said"):wait(), 0, "the same call")
   t.ok(t.read(dir .. "/said"):find("400\ttensor f32 [128]", 1, true), t.read(dir .. "/said"))
+  -- Gone on from what is on disk or run in one go: the same bits.
+  local on = esp.importance.load(dir .. "/s.h5"):hash()
+  file.remove(dir .. "/s.h5")
+  process.start({ t.program(), dir .. "/recipe.lua" }, dir .. "/again"):wait()
+  t.equal(esp.importance.load(dir .. "/s.h5"):hash(), on)
+end)
+
+t.test("Ctrl-C in a task keeps the pass, and the same call asks the task alone", function()
+  local dir = t.folder()
+  local recipe = world:gsub("400 do", "8 do") .. [[
+    local asked = 0
+    local function task(m) asked = asked + 1 wait() return -m:loss { rows[1] } end
+    local stats = esp.importance.measure(model, rows, { depth = { task = task }, out = "DIR/s.h5", quiet = true })
+    print("asked", asked, #stats:score({ axis = "layers", metric = "task" }):table())]]
+  -- Eight rows in two batches, each once and with four layers left out; then the task.
+  local said, code = interrupted(dir, recipe, 11)
+  t.equal(code, 1)
+  t.ok(said:find("stopped in the task; all 8 rows are done; they are kept in", 1, true), said)
+  t.equal(esp.importance.load(dir .. "/s.h5"):total "rows", 8)
+  file.remove(dir .. "/said")
+  t.equal(process.start({ t.program(), dir .. "/recipe.lua" }, dir .. "/said"):wait(), 0)
+  t.ok(t.read(dir .. "/said"):find("asked\t4\t4", 1, true), t.read(dir .. "/said"))
+end)
+
+t.test("Ctrl-C in scans that leave layers out keeps what they know", function()
+  local dir = t.folder()
+  local said, code = interrupted(dir, world .. [[print(esp.importance.leave_out(model, rows, { remove = 2, batch = 1, quiet = true }))]], 40)
+  t.equal(code, 130)
+  local done = tonumber(said:match "leave_out: stopped; the scores are of (%d+) of 400 rows %(interrupted%)")
+  t.ok(done and done >= 1 and done < 400, said)
+  t.ok(said:find("nll with layer left out (" .. done .. " of 400 rows)", 1, true) and said:find("drop: %d, %d %(stopped early%)"), said)
+  -- One by one: the second round's part of the rows chooses nothing.
+  said = interrupted(dir, world:gsub("400 do", "30 do") .. [[print(esp.importance.leave_out(model, rows, { remove = 3, batch = 1,
+    iterative = true, quiet = true }))]], 230)
+  t.ok(said:find "leave_out: stopped; 1 of 3 layers were chosen" and said:find "step 1: layer %d goes" and not said:find "step 2", said)
+  said = interrupted(dir, world .. [[print(esp.importance.leave_out(model, nil, { remove = 1, metric = "task", quiet = true,
+    task = function(m) wait() return -m:loss { rows[1] } end }))]], 2)
+  t.ok(said:find("the scores are of %d of 4 candidates") and said:find("drop: nothing yet", 1, true), said)
+end)
+
+t.test("Ctrl-C in sensitivity and in rounds of contribution keeps what is done", function()
+  local dir = t.folder()
+  local said, code = interrupted(dir, world .. [[
+    local stats = esp.importance.measure(model, rows, { batch = 200, quiet = true })
+    local data = esp.data.of(rows)
+    local prune = require("espalier.prune")
+    local real = prune.prune
+    function prune.prune(...) tell() return real(...) end
+    os.remove "DIR/begun"
+    print(esp.sensitivity(model, stats, data, { axes = { "ffn", "layers", "hidden", "heads" }, quiet = true }))]], 360)
+  t.equal(code, 130)
+  local cuts = tonumber(said:match "sensitivity: stopped after (%d) of 4 cuts")
+  t.ok(cuts and said:find("not scored, stopped: ", 1, true) and said:find "ffn +ffn %d", said)
+  said = interrupted(dir, world:gsub("400 do", "20 do") .. [[
+    print(esp.importance.contribution(model, rows, { rounds = 40, batch = 1, quiet = true }))]], 70)
+  local rounds = tonumber(said:match "contribution: stopped after (%d+) of 40 rounds %(interrupted%)")
+  t.ok(rounds and rounds >= 3 and rounds < 40, said)
 end)
 
 t.test("text with padding: what fills a row does not count", function()

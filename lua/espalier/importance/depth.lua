@@ -87,8 +87,8 @@ function M.without(model, skip)
   return view
 end
 
---- What the task says with each candidate left out; it must give a number, higher is better. after(i), or nil: called when candidate i is done; where
--- it answers yes M.stopped is raised.
+--- What the task says with each candidate left out, a list; it must give a number, higher is better. after(i): called when candidate i is done;
+-- where it answers yes the list ends there.
 function M.task(model, list, task, out, after)
   local scores = {}
   for i, candidate in ipairs(list) do
@@ -96,7 +96,7 @@ function M.task(model, list, task, out, after)
     if type(scores[i]) ~= "number" or scores[i] ~= scores[i] then
       fail("task: it gave %s with layer %d left out, want a number", tostring(scores[i]), candidate.first)
     end
-    if after and after(i) then error(M.stopped, 0) end
+    if after(i) then break end
   end
   return scores
 end

@@ -9,6 +9,7 @@ local show = require "espalier.importance.show"
 local gently = require "espalier.importance.gently"
 local progress = require "espalier.progress"
 local options = require "espalier.options"
+local product = require "espalier.product"
 local fail = require "espalier.fail"
 
 local M = {}
@@ -38,30 +39,41 @@ local function free(streams)
   for _, x in pairs(streams) do x:free() end
 end
 
--- One scan over all data: the measure of each candidate.
+-- The task's scores of the candidates, as many as were done: higher is better there, lower here.
+local function scan_task(model, opt, list, out, bar, stop)
+  local stopped = false
+  local scores = depth.task(model, list, opt.task, out, function()
+    bar(1)
+    stopped = stop()
+    return stopped
+  end)
+  for i, s in ipairs(scores) do scores[i] = -s end
+  return { scores = scores, done = #scores, of = #list, whole = #scores == #list, stopped = stopped, unit = "candidates" }
+end
+
+-- One scan over the data: the measure of each candidate, over the rows that were done where it was stopped; what a batch had begun does not count.
 local function scan(model, data, opt, list, out, bar, stop)
-  if opt.metric == "task" then
-    local scores = depth.task(model, list, opt.task, out, function()
-      bar(1)
-      return stop()
-    end)
-    for i, s in ipairs(scores) do scores[i] = -s end
-    return scores
-  end
-  local sums = tensor.zeros({ 2, #list, depth.columns }, "f64")
-  local source = batches.of(data, opt.batch)
+  if opt.metric == "task" then return scan_task(model, opt, list, out, bar, stop) end
+  local sums, source, done, stopped = tensor.zeros({ 2, #list, depth.columns }, "f64"), batches.of(data, opt.batch), 0, false
   for batch in source.next do
-    tape.no_grad(tape.scope, function()
+    local ok, problem = pcall(tape.no_grad, tape.scope, function()
       local streams, full = streams_of(model, batch, out)
-      local ok, problem = pcall(depth.scan, model, batch, streams, full, list, sums, out, stop)
+      local own = tensor.zeros(sums.shape, "f64")
+      local fine, why = pcall(depth.scan, model, batch, streams, full, list, own, out, stop)
       free(streams)
-      if not ok then error(problem, 0) end
+      if not fine then error(why, 0) end
+      local p, q = sums:data(), own:data()
+      for i = 0, sums:count() - 1 do p[i] = p[i] + q[i] end
     end)
+    if not ok and problem ~= depth.stopped then error(problem, 0) end
+    done = done + (ok and batch.ids.shape[1] or 0)
+    stopped = not ok or stop()
+    if stopped then break end
     bar(#list * batch.ids.shape[1] / source.rows)
   end
   local scores = {}
-  for i, s in ipairs(sums:sum(0):table()) do scores[i] = measures[opt.metric](s, model.shape) end
-  return scores
+  for i, s in ipairs(done > 0 and sums:sum(0):table() or {}) do scores[i] = measures[opt.metric](s, model.shape) end
+  return { scores = scores, done = done, of = source.rows, whole = done == source.rows, stopped = stopped, unit = "rows" }
 end
 
 -- Candidates that may still go.
@@ -90,12 +102,21 @@ local function take(result, out, candidate, score)
   result.steps[#result.steps + 1] = { first = candidate.first, n = candidate.n, score = score }
 end
 
+-- Ends what was stopped: an error where nothing was done yet.
+local function tell_stop(result)
+  local found = result.scan
+  if found.done == 0 then fail "leave_out: stopped before any score was done" end
+  local done = found.whole and string.format("%d of %d layers were chosen", #result.drop, result.asked.remove)
+    or string.format("the scores are of %d of %d %s", found.done, found.of, found.unit)
+  gently.stopped("leave_out: stopped; " .. done, tostring(result))
+end
+
 local function check(model, data, opt)
   opt = options.check("esp.importance.leave_out", opt, { remove = { "int", required = true },
     metric = { "string", default = "nll", one_of = { "nll", "kl", "mse_hidden", "mse_logits", "nmse_logits", "task" } },
     part = { "string", default = "layer", one_of = { "layer", "attention", "mlp" } }, contiguous = { "bool", default = false },
     iterative = { "bool", default = false }, protect = { "list", default = { 0, 0 } }, task = { "func" }, batch = { "int", default = 4 },
-    quiet = { "bool", default = false } })
+    precision = { "string", one_of = product.names }, quiet = { "bool", default = false } })
   if type(model) ~= "table" or not model.decoder then fail("leave_out: the first argument is %s, want a model", type(model)) end
   if data == nil and opt.metric ~= "task" then fail("leave_out: the calibration data is missing") end
   if (opt.metric == "task") ~= (opt.task ~= nil) then fail("leave_out: metric = \"task\" and task = function(model) .. end go together") end
@@ -112,10 +133,11 @@ end
 -- data: as measure's. metric: "nll" (of the model that is left), "kl" (from the full one), "mse_hidden", "mse_logits", "nmse_logits", or "task"
 -- with task = function(model) returning a number, higher better, on a model that leaves them out. part: "layer", "attention" or "mlp".
 -- contiguous: one block of `remove` layers. iterative: the least missed goes, then the others are measured again without it (2511.16664); else
--- all are measured once. protect = { first, last }: so many layers at the ends stay. batch: rows at a time (4). Ctrl-C ends it with what was
--- chosen so far.
+-- all are measured once. protect = { first, last }: so many layers at the ends stay. batch: rows at a time (4); precision: of the products, the
+-- model's unless said. Ctrl-C ends it with what was chosen so far, and the scores of the rows that were done.
 function M.leave_out(model, data, opt)
   opt = check(model, data, opt)
+  model = opt.precision and model:in_precision(opt.precision) or model
   if data ~= nil then data = batches.bind(model, data) end
   local result = setmetatable({ metric = opt.metric, part = opt.part, drop = {}, steps = {}, asked = opt, layers = model.shape.layers }, Result)
   local out, n = {}, opt.contiguous and opt.remove or 1
@@ -130,34 +152,42 @@ function M.leave_out(model, data, opt)
   local ok, problem = gently.run(function(stop)
     for _ = 1, rounds do
       local list = left(model, opt, out, n)
-      local scores = scan(model, data, opt, list, out, bar, stop)
-      local order = order_of(scores)
-      if not result.scores then result.scores, result.candidates = scores, list end
-      for i = 1, opt.contiguous and 1 or opt.remove / rounds do take(result, out, list[order[i]], scores[order[i]]) end
+      local found = scan(model, data, opt, list, out, bar, stop)
+      if #result.steps == 0 then result.scores, result.candidates, result.scan = found.scores, list, found end
+      -- Some of the rows may choose, some of the candidates may not; nor may a later round's part of the rows, beside rounds of all.
+      if found.whole or (rounds == 1 and found.unit == "rows" and found.done > 0) then
+        local order = order_of(found.scores)
+        for i = 1, opt.contiguous and 1 or opt.remove / rounds do take(result, out, list[order[i]], found.scores[order[i]]) end
+      end
+      if found.stopped and not (found.whole and #result.drop == opt.remove) then
+        result.stopped = true
+        return
+      end
     end
   end)
   line:stop()
+  if not ok then error(tostring(problem), 0) end
   table.sort(result.drop)
-  result.stopped = not ok
-  if not ok and (problem ~= depth.stopped or #result.drop == 0) then error(tostring(problem), 0) end
-  if not ok then gently.stopped(string.format("leave_out: stopped after %d of %d layers", #result.drop, opt.remove), tostring(result)) end
+  if result.stopped then tell_stop(result) end
   return result
 end
 
 function Result:__tostring()
   local what = self.part == "layer" and "" or "the " .. self.part .. " of "
   local labels, values = {}, {}
-  for i, candidate in ipairs(self.candidates) do
+  for i in ipairs(self.scores) do
+    local candidate = self.candidates[i]
     labels[i] = candidate.n > 1 and string.format("%d..%d", candidate.first, candidate.first + candidate.n - 1) or tostring(candidate.first)
     values[i] = self.metric == "task" and -self.scores[i] or self.scores[i]
   end
-  local lines = { string.format("%s with %slayer left out", self.metric, what), show.bars(labels, values) }
+  local part = self.scan.whole and "" or string.format(" (%d of %d %s)", self.scan.done, self.scan.of, self.scan.unit)
+  local lines = { string.format("%s with %slayer left out%s", self.metric, what, part), show.bars(labels, values) }
   for i, step in ipairs(self.steps) do
     if self.asked.iterative then
       lines[#lines + 1] = string.format("step %d: %slayer %d goes, %s %.6g", i, what, step.first, self.metric, step.score)
     end
   end
-  lines[#lines + 1] = "drop: " .. table.concat(self.drop, ", ") .. (self.stopped and " (stopped early)" or "")
+  lines[#lines + 1] = "drop: " .. (#self.drop > 0 and table.concat(self.drop, ", ") or "nothing yet") .. (self.stopped and " (stopped early)" or "")
   return table.concat(lines, "\n")
 end
 

@@ -239,7 +239,7 @@ end
 
 local function say(opt)
   local default = opt.axis == "layers" and "bi" or "activation"
-  local name = type(opt.metric) == "string" and opt.metric or opt.metric and "a metric of the recipe" or default
+  local name = type(opt.metric) == "string" and opt.metric or opt.metric and (opt.metric.name or "a metric of the recipe") or default
   if name == "activation" then name = name .. " (" .. opt.agg .. ")" end
   if opt.axis == "heads" and name:find "^activation" then name = name .. ", " .. opt.heads end
   if opt.within ~= "layer" then name = name .. ", " .. (opt.within == "network" and "over the network" or "one set for all layers") end

@@ -75,7 +75,7 @@ function M.show(stats, opt)
   for k, v in pairs(opt or {}) do given[k] = v end
   given.axis = given.axis or "layers"
   local default = given.axis == "layers" and "bi" or "activation"
-  local name = type(given.metric) == "string" and given.metric or given.metric and "the recipe's metric" or default
+  local name = type(given.metric) == "string" and given.metric or given.metric and (given.metric.name or "the recipe's metric") or default
   local head = string.format("%s by %s, %d rows; higher means keep", given.axis, name, stats:total "rows")
   if (given.axis == "ffn" or given.axis == "heads" or given.axis == "kv_heads") and not given.layer then
     return setmetatable({ text = head .. "\n" .. by_layer(stats, given) }, Table)

@@ -2,14 +2,14 @@
 --
 -- sums[l+1][NAME]: f64 tensors of layer l, by site ("ffn") and, behind a dot, by what is summed ("ffn.taylor"); outer[NAME]: of the model as a
 -- whole. The first dimension of what adds up is the half: even rows of the data, odd rows. Statistics of shards of data add up (merge); they
--- carry hashes of model, tokenizer and data and refuse to mix. They do not grow with tokens.
+-- carry hashes of model, tokenizer and data and refuse to mix. They do not grow with tokens. How they lie in a file: stored.lua.
 
 local core = require "espalier.ffi"
 local tensor = require "espalier.tensor"
 local tape = require "espalier.tape"
-local hdf5 = require "espalier.io.hdf5"
-local json = require "espalier.io.json"
 local file = require "espalier.io.file"
+local options = require "espalier.options"
+local hash_of = require "espalier.models.hash"
 local shapes = require "espalier.models.shape"
 local fail = require "espalier.fail"
 
@@ -17,8 +17,6 @@ local Statistics = {}
 Statistics.__index = Statistics
 
 local M = { Statistics = Statistics }
-
-local version = 2
 
 --- An empty one. facts: { model, tokenizer (hashes), data = { { digest, rows } .. }, reductions = { [name] = "sum" or "max" }, grads, depth }.
 function M.new(shape, facts)
@@ -34,11 +32,39 @@ function Statistics:total(what)
   return self.counts[1][what] + self.counts[2][what]
 end
 
---- The sums of a name, made of zeros when first asked for. l: layer, or nil for the model as a whole.
+--- The sums of a name, to add to, made of zeros when first asked for. l: layer, or nil for the model as a whole.
 function Statistics:slot(l, name, shape)
+  self.known_hash = nil
   local place = l and self.sums[l + 1] or self.outer
   place[name] = place[name] or tape.outside_scopes(tensor.zeros, shape, "f64")
   return place[name]
+end
+
+-- ---- whose they are ----
+
+--- Refuses a model that these are not statistics of. what: who asks ("esp.prune"); have: the model's hash, where it is known.
+function Statistics:check_model(what, model, have)
+  if shapes.text(self.shape) ~= shapes.text(model.shape) then
+    fail("%s: the statistics are of a model with %s, this one has %s", what, shapes.text(self.shape), shapes.text(model.shape))
+  end
+  have = have or hash_of(model)
+  if self.facts.model ~= have then
+    fail("%s: the statistics are of another model of this shape (its weights have the hash %s, this model's %s); measure this one, or "
+      .. "insist with stats:taken_for(model)", what, tostring(self.facts.model), have)
+  end
+end
+
+--- The same statistics, taken for those of another model of the same shape: where a model was trained on, or rounded, since they were measured.
+-- Functions that refuse statistics of another model take these; their hash is another, and the lineage of what is cut by them keeps it.
+function Statistics:taken_for(model)
+  if type(model) ~= "table" or not model.shape then fail("stats:taken_for: the argument is %s, want a model", type(model)) end
+  if shapes.text(self.shape) ~= shapes.text(model.shape) then self:check_model("stats:taken_for", model) end
+  local own, facts = {}, {}
+  for k, v in pairs(self) do own[k] = v end
+  for k, v in pairs(self.facts) do facts[k] = v end
+  facts.model, facts.measured_on = hash_of(model), facts.measured_on or self.facts.model
+  own.facts, own.model, own.known_hash = facts, model, nil
+  return setmetatable(own, Statistics)
 end
 
 -- ---- what may be done with sums of a name ----
@@ -144,43 +170,15 @@ function Statistics:forget_wholes()
   end)
 end
 
--- ---- files ----
-
---- Writes an HDF5 file, whole or not at all: layer.N/NAME, outer/NAME, left_out/NAME (f64), and about, JSON that tells what they are of.
-function Statistics:save(path)
-  local values = {}
-  for l, layer in ipairs(self.sums) do
-    for name, t in pairs(layer) do values["layer." .. l - 1 .. "/" .. name] = t end
-  end
-  for name, t in pairs(self.outer) do values["outer/" .. name] = t end
-  for name, t in pairs(self.left_out) do values["left_out/" .. name] = t end
-  values.about = json.encode { kind = "espalier statistics", version = version, counts = json.array(self.counts), shape = self.shape,
-    facts = self.facts }
-  hdf5.write(path, values)
+--- Writes an HDF5 file, whole or not at all: what metrics need, to f32, or with opt.exact every sum, which takes some three times the bytes.
+function Statistics:save(path, opt)
+  opt = options.check("stats:save", opt, { exact = { "bool", default = false } })
+  require("espalier.importance.stored").save(self, path, opt.exact)
 end
 
 --- Reads what save wrote.
 function M.load(path)
-  local f = hdf5.open(path)
-  if not f:has "about" then fail("%s holds no statistics of espalier (no dataset 'about')", path) end
-  local about = json.decode(f:text "about", path)
-  if about.kind ~= "espalier statistics" then fail("%s holds '%s', want espalier statistics", path, tostring(about.kind)) end
-  if about.version ~= version then
-    fail("%s is of version %s, this program reads version %d; measure again", path, tostring(about.version), version)
-  end
-  local s = M.new(about.shape, about.facts)
-  s.counts = about.counts
-  tape.outside_scopes(function()
-    for _, name in ipairs(f.names) do
-      local place, own = name:match "^([^/]+)/(.+)$"
-      local l = place and tonumber(place:match "^layer%.(%d+)$")
-      if l and not s.sums[l + 1] then fail("%s: '%s' is of a layer that the model does not have (0 to %d)", path, name, s.shape.layers - 1) end
-      local into = l and s.sums[l + 1] or place == "outer" and s.outer or place == "left_out" and s.left_out
-      if into then into[own] = f:tensor(name) end
-    end
-  end)
-  f:close()
-  return s
+  return require("espalier.importance.stored").load(path)
 end
 
 --- Bytes of all sums.
@@ -190,8 +188,9 @@ function Statistics:bytes()
   return total
 end
 
---- 32 hex digits that tell these statistics from others: XXH3 over what they are of and every sum.
+--- 32 hex digits that tell these statistics from others: XXH3 over what they are of and every sum. A file keeps that of what was saved.
 function Statistics:hash()
+  if self.known_hash then return self.known_hash end
   local parts = { shapes.text(self.shape), self.facts.model, self.facts.tokenizer or "", self.facts.asked or "" }
   each_place(self, function(place)
     local names = {}

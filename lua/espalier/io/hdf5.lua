@@ -7,22 +7,22 @@ local M = {}
 local File = {}
 File.__index = File
 
-local function write_one(h5, f, name, value)
-  if tensor.is(value) then return h5.esp_h5_write(f, name, value.c) end
-  if type(value) == "number" then return h5.esp_h5_write(f, name, tensor.scalar(value).c) end
+local function write_one(h5, f, name, value, packed)
+  if tensor.is(value) then return h5.esp_h5_write(f, name, value.c, packed) end
+  if type(value) == "number" then return h5.esp_h5_write(f, name, tensor.scalar(value).c, 0) end
   value = tostring(value)
   return h5.esp_h5_write_text(f, name, value, #value)
 end
 
---- Writes { ["group/name"] = tensor, number or text }.
-function M.write(path, values)
+--- Writes { ["group/name"] = tensor, number or text }. opt.packed: tensors are shuffled and deflated.
+function M.write(path, values, opt)
   local h5 = core.h5()
   local out, names = core.new "esp_h5 *[1]", {}
   for name in pairs(values) do names[#names + 1] = name end
   table.sort(names)
   core.try(h5.esp_h5_create(out, path))
   for _, name in ipairs(names) do
-    if write_one(h5, out[0], name, values[name]) ~= 0 then
+    if write_one(h5, out[0], name, values[name], opt and opt.packed and 1 or 0) ~= 0 then
       local message = core.string(core.C.esp_error())
       h5.esp_h5_close(out[0])
       require "espalier.fail"("%s", message)

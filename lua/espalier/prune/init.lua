@@ -95,6 +95,7 @@ end
 -- opt.compensate: what the neurons and heads that go added on average is given back as an output bias (FLAP, 2312.11983); refused where the
 -- architecture has no such bias.
 -- opt.heads_residual: r (0): heads that stay are paired with heads that go and become head + r (head - partner); 1 is what 2407.14679 prints.
+-- Statistics of another model are refused, by the hash of its weights; stats:taken_for(model) insists.
 -- Bare statistics rank hidden, ffn and heads by activation (l2, mean) and layers by bi, which is printed. Ties go to the lower index.
 function M.prune(model, scores, opt)
   opt = legal.parse("esp.prune", opt, { keep = { "table" }, compensate = { "bool", default = false }, heads_residual = { "number", default = 0 },
@@ -103,12 +104,10 @@ function M.prune(model, scores, opt)
   local lists = legal.check("esp.prune", s, opt)
   local sizes = changes(s, opt)
   local ranking = is_statistics(scores) and scores:rank {} or scores
-  local sets = {}
+  local sets, parent_hash = {}, hash(model)
   if next(sizes) then
     if not (ranking and ranking.kept) then fail("esp.prune: the second argument is %s, want statistics or a ranking", type(scores)) end
-    if shapes.text(ranking.stats.shape) ~= shapes.text(s) then
-      fail("esp.prune: the statistics are of a model with %s, this one has %s", shapes.text(ranking.stats.shape), shapes.text(s))
-    end
+    ranking.stats:check_model("esp.prune", model, parent_hash)
     if is_statistics(scores) and not opt.quiet then print(tostring(ranking)) end
     sets = ranking:kept(sizes, model)
   end
@@ -117,8 +116,11 @@ function M.prune(model, scores, opt)
   local weights = tape.no_grad(tape.outside_scopes, function()
     return M.cut(new, with_residual(model, opt.heads_residual, ranking, sets), s, sets, kept_layers)
   end)
-  if opt.compensate then new = require("espalier.prune.compensate").apply(weights, new, model, ranking and ranking.stats, sets, kept_layers) end
-  local step = { step = "prune", parent = model.source, parent_hash = hash(model), by = ranking and ranking.kept and tostring(ranking) or nil,
+  if opt.compensate then
+    if ranking and ranking.stats then ranking.stats:check_model("esp.prune", model, parent_hash) end
+    new = require("espalier.prune.compensate").apply(weights, new, model, ranking and ranking.stats, sets, kept_layers)
+  end
+  local step = { step = "prune", parent = model.source, parent_hash = parent_hash, by = ranking and ranking.kept and tostring(ranking) or nil,
     statistics_hash = next(sizes) and ranking.stats:hash() or nil, asked = asked(opt), before = shapes.text(s), after = shapes.text(new),
     kept = { hidden = sets.hidden, ffn = sets.ffn, heads = sets.heads, kv_heads = sets.kv_heads, layers = kept_layers, partners = sets.partners } }
   local lineage = { unpack(model.lineage) }

@@ -17,10 +17,18 @@ local fail = require "espalier.fail"
 local M = {}
 local Slice = {}
 local Model = models.Model
-Slice.__index = function(_, name) return Slice[name] or Model[name] end
 
--- The stores of streams, one a sorted model; they go with it.
-local stores = setmetatable({}, { __mode = "k" })
+-- What a slice makes when it is first asked for it: a search asks thousands of candidates for their shape and few for their logits.
+local when_asked = {}
+Slice.__index = function(self, name)
+  local make = when_asked[name]
+  if not make then return Slice[name] or Model[name] end
+  self[name] = make(self)
+  return self[name]
+end
+
+-- The stores of streams, one a sorted model, and its twins whose products have another precision; they go with it.
+local stores, twins = setmetatable({}, { __mode = "k" }), setmetatable({}, { __mode = "k" })
 
 -- ---- views ----
 
@@ -67,7 +75,7 @@ local function flat(v, shape)
 end
 
 -- Linear layers over a view of blocks gather it when they run.
-local function gather_when_run(decoder, shape_of)
+local function gather_when_run(decoder)
   for _, block in ipairs(decoder.model.layers) do
     for _, linear in ipairs { block.self_attn and block.self_attn.q_proj or false, block.self_attn and block.self_attn.o_proj or false } do
       if linear and #linear.weight.shape == 3 then
@@ -81,7 +89,29 @@ local function gather_when_run(decoder, shape_of)
       end
     end
   end
-  return decoder, shape_of
+  return decoder
+end
+
+-- The views as weights of the shape, and the shapes of those of blocks as a folder has them.
+function when_asked.views(self)
+  return tape.outside_scopes(function()
+    local weights, flat_shapes = views(self.of:parameters(), self.of.shape, self.shape, self.layers)
+    return { weights = weights, flat_shapes = flat_shapes }
+  end)
+end
+
+function when_asked.decoder(self)
+  return gather_when_run(models.new(self.shape, { weights = self.views.weights, precision = self.precision }).decoder)
+end
+
+-- What each layer is, for the streams that candidates share.
+function when_asked.texts(self)
+  local list, new = {}, self.shape
+  for i, l in ipairs(self.layers) do
+    list[i] = string.format("%d %d %d %d %d", new.hidden, l, shapes.at(new, "ffn", i - 1), shapes.at(new, "heads", i - 1),
+      shapes.at(new, "kv_heads", i - 1))
+  end
+  return list
 end
 
 -- ---- slices ----
@@ -95,17 +125,9 @@ local function kept_layers(orders, request)
   return list
 end
 
-local function texts_of(new, layers)
-  local list = {}
-  for i, l in ipairs(layers) do
-    list[i] = string.format("%d %d %d %d %d", new.hidden, l, shapes.at(new, "ffn", i - 1), shapes.at(new, "heads", i - 1),
-      shapes.at(new, "kv_heads", i - 1))
-  end
-  return list
-end
-
 --- esp.slice(sorted, { hidden =, ffn =, heads =, kv_heads =, layers =, drop =, drop_attention =, drop_mlp = }) -> slice: a candidate of a sorted
--- model as a view, in less than a millisecond. It runs as a model does (logits, hidden, loss, generate), and refuses to be written to.
+-- model as a view: its shape is checked at once, in microseconds, its views are made when it first runs. It runs as a model does (logits, hidden,
+-- loss, generate), and refuses to be written to.
 -- ffn, heads and kv_heads may be lists by layer of the sorted model; layers keeps so many by the order that esp.sort remembered.
 -- slice:loss(batch) scores it and starts at the first layer that differs from the slice scored before on the same batch; slice:materialize() is
 -- a model of its own; slice:save(dir) saves that.
@@ -115,22 +137,14 @@ function M.slice(model, request)
   request = legal.parse("esp.slice", request)
   local s = model.shape
   local new, layers = legal.result(s, request, legal.check("esp.slice", s, request), kept_layers(orders, request))
-  local slice = tape.outside_scopes(function()
-    local weights, shape_of = views(model:parameters(), s, new, layers)
-    local own = models.new(new, { weights = weights, config = model.config, source = model.source, tokenizer = model.tokenizer,
-      lineage = model.lineage, precision = model.precision })
-    own.blocks = shape_of
-    gather_when_run(own.decoder)
-    return own
-  end)
-  slice.of, slice.request, slice.layers, slice.texts = model, request, layers, texts_of(new, layers)
-  return setmetatable(slice, Slice)
+  return setmetatable({ of = model, request = request, shape = new, layers = layers, config = model.config, source = model.source,
+    tokenizer = model.tokenizer, lineage = model.lineage, precision = model.precision }, Slice)
 end
 
 --- { [hf_name] = tensor }: the views, and for those of blocks what they hold, gathered.
 function Slice:parameters()
   local all = Model.parameters(self)
-  for name, shape in pairs(self.blocks) do all[name] = flat(all[name], shape) end
+  for name, shape in pairs(self.views.flat_shapes) do all[name] = flat(all[name], shape) end
   return all
 end
 
@@ -139,6 +153,15 @@ end
 function Slice:loss(batch, opt)
   stores[self.of] = stores[self.of] or streams.new()
   return stores[self.of]:loss(self, self.texts, batch, opt)
+end
+
+--- The same slice with its products in "f32" or "bf16" (operands rounded to bf16, sums f32). Scores of the one do not compare with the other's.
+function Slice:in_precision(precision)
+  if precision == (self.precision or "f32") then return self end
+  local own = twins[self.of] or {}
+  twins[self.of] = own
+  own[precision] = own[precision] or self.of:in_precision(precision)
+  return M.slice(own[precision], self.request)
 end
 
 --- Gives back the memory of the streams that the slices of a sorted model keep between scores.
@@ -167,20 +190,21 @@ local function sets_of(self)
   return sets
 end
 
---- A model of its own with copies of what stays; opt.dtype: "f32" or "bf16" converts. Its lineage is the sorted model's and a prune of it.
+--- A model of its own with copies of what stays, products as here; opt.dtype: "f32" or "bf16" converts. Its lineage is the sorted model's and a
+-- prune of it.
 function Slice:materialize(opt)
-  local weights, model = {}, self.of
+  local weights, model, flat_shapes = {}, self.of, self.views.flat_shapes
   tape.outside_scopes(function()
-    for name, t in pairs(Model.parameters(self)) do
+    for name, t in pairs(self.views.weights) do
       local copy = tensor.clone(t)
-      weights[name] = tensor.to(self.blocks[name] and tensor.view(copy, self.blocks[name]) or copy, opt and opt.dtype or t.dtype)
+      weights[name] = tensor.to(flat_shapes[name] and tensor.view(copy, flat_shapes[name]) or copy, opt and opt.dtype or t.dtype)
     end
   end)
   local lineage = { unpack(model.lineage) }
   lineage[#lineage + 1] = { step = "prune", parent = model.source, parent_hash = hash(model), asked = self.request, before = shapes.text(model.shape),
     after = shapes.text(self.shape), kept = sets_of(self) }
   return models.new(shapes.copy(self.shape), { weights = weights, config = model.config, source = model.source, tokenizer = model.tokenizer,
-    lineage = lineage })
+    lineage = lineage, precision = self.precision })
 end
 
 Slice.clone = Slice.materialize

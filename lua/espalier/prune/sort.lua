@@ -38,15 +38,13 @@ end
 
 --- esp.sort(model, statistics or ranking [, spec]) -> model: the same function, its hidden channels, neurons, KV groups and heads (in their group)
 -- in the order of importance, the highest first; layers stay where they are, their order is remembered. spec: metrics as for stats:rank, where
--- statistics are given. Candidates are then cut from it by esp.slice, in no time.
+-- statistics are given; statistics of another model are refused (esp.prune). Candidates are then cut from it by esp.slice, in no time.
 function M.sort(model, scores, spec)
   if type(model) ~= "table" or not model.decoder then fail("esp.sort: the first argument is %s, want a model", type(model)) end
   if type(scores) == "table" and scores.rank then scores = scores:rank(spec or {})
   elseif spec then options.check("esp.sort", spec, {}) end
   if type(scores) ~= "table" or not scores.orders then fail("esp.sort: the second argument is %s, want statistics or a ranking", type(scores)) end
-  if shapes.text(scores.stats.shape) ~= shapes.text(model.shape) then
-    fail("esp.sort: the statistics are of a model with %s, this one has %s", shapes.text(scores.stats.shape), shapes.text(model.shape))
-  end
+  scores.stats:check_model("esp.sort", model)
   return sorted(model, scores:orders(model), { by = tostring(scores), statistics_hash = scores.stats:hash() })
 end
 

@@ -21,9 +21,9 @@ end
 
 local function head(search)
   local out = { "search of " .. tostring(search.model) }
-  out[#out + 1] = string.format("%s legal shapes, %s within the budget%s; ranked by %s; %d re-scored on %s held-out tokens",
+  out[#out + 1] = string.format("%s legal shapes, %s within the budget%s; ranked by %s; %d re-scored on %s held-out tokens%s",
     quantity.show_exact(search.seen), quantity.show_exact(search.fitting), search.limits ~= "" and " (" .. search.limits .. ")" or "", search.by,
-    search.scored, quantity.show_count(search.tokens))
+    search.scored, quantity.show_count(search.tokens), search.scoring.precision == "bf16" and " in bf16" or "")
   if search.correlation == search.correlation then
     out[#out + 1] = string.format("rank correlation of the cheap loss with NLL: %.2f", search.correlation)
   end

@@ -9,6 +9,7 @@ local text = require "espalier.sensitivity.text"
 local gently = require "espalier.importance.gently"
 local progress = require "espalier.progress"
 local options = require "espalier.options"
+local product = require "espalier.product"
 local budget = require "espalier.budget"
 local fail = require "espalier.fail"
 
@@ -16,8 +17,9 @@ local M = {}
 local Table = {}
 Table.__index = Table
 
-local function score(row, student, model, data, batch)
-  local lists, seconds = evaluation.by_document(student, data, batch, model)
+local function score(row, student, model, data, opt)
+  local precision = opt.precision or model.precision or "f32"
+  local lists, seconds = evaluation.by_document(student:in_precision(precision), data, opt.batch, model:in_precision(precision))
   row.nll, row.interval = evaluation.mean_with_interval(lists.nll, lists.predictions)
   row.kl, row.kl_interval = evaluation.mean_with_interval(lists.kl, lists.positions)
   row.tokens_per_second = data:rows() * data.seq / seconds
@@ -59,7 +61,7 @@ local function one_row(candidate, model, stats, train, held_out, opt)
   local student, sets = require("espalier.prune").prune(model, candidate.scores, request)
   local row = { axis = candidate.axis, metric = candidate.metric, request = candidate.request, parameters = shapes.parameters(student.shape),
     equal = candidate.equal, predicted = predict.change(stats, candidate.request, sets) }
-  score(row, student, model, held_out, opt.batch)
+  score(row, student, model, held_out, opt)
   if opt.kd then short_distillation(row, student, model, train, held_out, opt) end
   for _, t in pairs(student:parameters()) do t:free() end
   return row
@@ -72,7 +74,7 @@ local function walk(out, list, model, stats, train, held_out, opt)
   local bar = progress.new { label = "sensitivity", total = #list + 1, quiet = opt.quiet }
   local ok, problem = gently.run(function(stop)
     local full = { axis = "nothing", request = {}, parameters = shapes.parameters(model.shape), equal = true }
-    score(full, model, model, held_out, opt.batch)
+    score(full, model, model, held_out, opt)
     out.rows[1] = full
     local stopped = watch:step(1) or stop()
     for i, candidate in ipairs(list) do
@@ -100,18 +102,21 @@ end
 -- what whole layers can reach; opt.axes: of hidden, ffn, heads, kv_heads, layers, attention and mlp (that part of whole layers), random (all;
 -- random adds to each axis the same cut drawn at random); opt.metrics: "all" that the statistics can answer, or a list of names or tables, each
 -- asked of every axis that it knows (absent: the default of each axis); opt.kd = "200k": tokens of a distillation after the cut; opt.batch rows
--- (4); opt.time: cap, candidates that are left are named; opt.seed. Ctrl-C ends it with the rows that were done.
+-- (4); opt.time: cap, candidates that are left are named; opt.seed; opt.precision of the products that score. Ctrl-C ends it with the rows
+-- that were done.
 -- nll, kl: means in nats with 95 % intervals over documents; equal: is the count within 1 % of the model's parameters of the goal? predicted: the
 -- change of the loss by Taylor's expansion, where the statistics hold gradients (measure with grads = true).
 function M.sensitivity(model, stats, data, opt)
   opt = options.check("esp.sensitivity", opt, { remove = { "percent", default = 0.2 }, axes = { "list" }, metrics = { "list" }, kd = { "tokens" },
-    batch = { "int", default = 4 }, time = { "seconds" }, seed = { "int", default = 0 }, quiet = { "bool", default = false } })
+    batch = { "int", default = 4 }, time = { "seconds" }, seed = { "int", default = 0 },
+    precision = { "string", one_of = product.names }, quiet = { "bool", default = false } })
   if type(model) ~= "table" or not model.decoder then fail("esp.sensitivity: the first argument is %s, want a model", type(model)) end
   if type(stats) ~= "table" or not stats.rank then fail("esp.sensitivity: the second argument is %s, want statistics", type(stats)) end
   if type(data) ~= "table" then fail("esp.sensitivity: the third argument is %s, want data", type(data)) end
   if not (opt.remove > 0 and opt.remove < 1) then fail("esp.sensitivity: remove = %g, want a share between 0 and 1", opt.remove) end
   opt.axes = opt.axes or cuts.default_axes(model.shape)
   check_axes(opt.axes)
+  stats:check_model("esp.sensitivity", model)
   local train, held_out = data.train, data.held_out or data
   if opt.kd and not train then fail("esp.sensitivity: kd needs data to train on; give a split of esp.data, whose held_out side is scored") end
   held_out:use(model, "esp.sensitivity")
