@@ -137,12 +137,13 @@ t.test("a cell's loss is the sum of its parts, and the walk keeps the least", fu
     t.near(loss { hidden = 24, ffn = 20, heads = 8, kv_heads = 4, layers = 3 }, 0, 1e-6, "nothing is lost where nothing is cut")
     table.sort(cells)
     local budget = goals.of({ params = 6000, batch = 1, length = 8 }, grid)
-    local found = shortlist.walk(grid, budget, loss, 10)
+    local found = shortlist.walk(grid, budget, loss, 10, { quiet = true })
     t.equal(found.fitting, #cells)
     for i = 1, 5 do t.near(found.list[i].cheap, cells[i], 1e-12, "the best half") end
     t.equal(#found.list, 10)
   end
-  t.fails("none of", shortlist.walk, grid, goals.of({ params = 10, batch = 1, length = 8 }, grid), function() return 0 end, 4)
+  t.fails("none of", shortlist.walk, grid, goals.of({ params = 10, batch = 1, length = 8 }, grid), function() return 0 end, 4,
+    { quiet = true })
 end)
 
 t.test("a measured part is the KL of the model with it cut", function()
@@ -253,6 +254,69 @@ t.test("a search in bf16 scores in bf16 and gives a model in f32", function()
   t.equal(search:best().precision, nil)
   t.ok(tostring(search):find("in bf16", 1, true), tostring(search))
   t.fails("option 'precision' is 'f64'", esp.search, { model = model, stats = ranking, data = held_out, precision = "f64" })
+end)
+
+t.test("fronts of loss against parameters, memory and latency, where they are asked for", function()
+  local model, ranking, _, held_out = world()
+  local search = esp.search { model = model, stats = ranking, data = held_out, axes = axes, top = 12, score = "kept", quiet = true,
+    budget = { length = 8 }, fronts = { "parameters", "latency" } }
+  for _, measure in ipairs { "parameters", "memory", "latency" } do
+    local front, on = search:front(measure), {}
+    for _, r in ipairs(front) do on[r] = true end
+    t.ok(#front > 0 and front.of == #search.rows, measure)
+    for _, a in ipairs(search.rows) do
+      local beaten = false
+      for _, b in ipairs(search.rows) do
+        beaten = beaten or (b.nll <= a.nll and b[measure] <= a[measure] and (b.nll < a.nll or b[measure] < a[measure]))
+      end
+      t.equal(on[a] or false, not beaten, measure .. " of " .. a.name)
+    end
+    for i = 2, #front do t.ok(front[i][measure] >= front[i - 1][measure] and front[i].nll <= front[i - 1].nll, "smallest first, best last") end
+    t.ok(tostring(front):find("front of NLL against " .. measure .. ": " .. #front .. " of 12", 1, true), tostring(front))
+    t.equal(tostring(search):find("front of NLL against " .. measure, 1, true) ~= nil, measure ~= "memory", "printed where asked for")
+  end
+  local without = esp.search { model = model, stats = ranking, data = held_out, axes = axes, top = 2, score = "kept", quiet = true }
+  t.fails("latency was not measured", without.front, without, "latency")
+  t.fails("option 'measure' is 'time', want one of parameters, memory, latency", without.front, without, "time")
+  t.fails("option 'fronts' is 'time'", esp.search, { model = model, stats = ranking, data = held_out, fronts = { "time" } })
+end)
+
+t.test("Ctrl-C ends a search with its best so far, and the same call goes on", function()
+  local program = t.program() or t.skip "needs the espalier program"
+  local dir = t.folder()
+  t.write(dir .. "/recipe.lua", ([[local esp = require "espalier"
+    local model = esp.models.new({ hidden = 24, ffn = 20, layers = 3, heads = 8, kv_heads = 4, head_dim = 4, vocab = 50, context = 40,
+      norm_eps = 1e-5, rope = { theta = 10000 }, tied = true }, { seed = 2, std = 0.3 })
+    local ids = {}
+    for b = 1, 3 do ids[b] = {} for i = 1, 16 do ids[b][i] = (b * 31 + i * i * 7 + i * b) % 50 end end
+    local scorers, made = require "espalier.search.scorer", 0
+    local new = scorers.new
+    function scorers.new(...)
+      local scorer = new(...)
+      local score = scorer.score
+      function scorer.score(...)
+        local f = io.open("DIR/begun", "a") f:write "." f:close()
+        local start = os.clock() while os.clock() - start < 0.02 do end
+        return score(...)
+      end
+      return scorer
+    end
+    print(esp.search { model = model, stats = esp.importance.measure(model, ids, { quiet = true }), data = ids, top = 20, score = "kept",
+      quiet = true, out = "DIR/found" })]]):gsub("DIR", dir))
+  local child = esp.io.process.start({ program, dir .. "/recipe.lua" }, dir .. "/said")
+  while not (file.kind(dir .. "/begun") and #t.read(dir .. "/begun") >= 5) do esp.io.process.sleep(0.005) end
+  child:signal(2)
+  local code, said = child:wait(), t.read(dir .. "/said")
+  t.equal(code, 130, said)
+  t.ok(said:find("esp.search: stopped; the same call goes on from " .. dir .. "/found (interrupted)", 1, true), said)
+  local left = tonumber(said:match "interrupted: (%d+) of 20 candidates were not scored")
+  t.ok(left and left > 0 and left < 20, said)
+  t.ok(esp.load(dir .. "/found/best"), "the best so far is on disk")
+  file.remove(dir .. "/begun")
+  file.remove(dir .. "/said")
+  t.equal(esp.io.process.start({ program, dir .. "/recipe.lua" }, dir .. "/said"):wait(), 0, "the same call")
+  -- The whole model is scored each time.
+  t.equal(#t.read(dir .. "/begun"), left + 1, "what was scored is not scored again")
 end)
 
 t.test("rank correlation and the front", function()

@@ -122,6 +122,15 @@ function Grid:legal(d, h, g)
   return h % g == 0 and h / g <= each and engines.takes(self.engine, self.architecture, d, h)
 end
 
+--- How many shapes each() gives.
+function Grid:count()
+  local all, n = self.choices, 0
+  for _, d in ipairs(all.hidden) do
+    for _, h in ipairs(all.heads) do for _, g in ipairs(all.kv_heads) do if self:legal(d, h, g) then n = n + 1 end end end
+  end
+  return n * #all.ffn * #all.layers
+end
+
 --- An iterator over all legal shapes: for c in grid:each() do .. c.hidden, ffn, heads, kv_heads, layers, parameters, non_embedding, kv (bytes of one
 -- token) .. end. c is one table that is filled anew each time: copy what is kept.
 function Grid:each()

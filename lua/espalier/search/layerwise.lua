@@ -5,8 +5,6 @@ local knapsack = require "espalier.search.knapsack"
 local grids = require "espalier.plan.grid"
 local shapes = require "espalier.models.shape"
 local progress = require "espalier.progress"
-local core = require "espalier.ffi"
-local fail = require "espalier.fail"
 
 local M = {}
 
@@ -76,8 +74,8 @@ local function request_of(s, d, meaning, picks)
 end
 
 --- The best shape whose layers may differ at each hidden size of the grid (at most `count` of them, spread): a list of { request, cheap, proven }.
--- budget: of plan/goals.lua, at least one; opt: batch, length, quiet.
-function M.shapes(grid, parts, budget, opt, count)
+-- budget: of plan/goals.lua, at least one; opt: batch, length, quiet; late(), or nil: where it says yes those that are done must do.
+function M.shapes(grid, parts, budget, opt, count, late)
   local out, all = {}, grid.choices.hidden
   local n = math.min(count, #all)
   local bar = progress.new { label = "shapes by layer", total = n, quiet = opt.quiet }
@@ -93,8 +91,11 @@ function M.shapes(grid, parts, budget, opt, count)
     local best = possible and knapsack.solve { groups = groups, limits = limits, nodes = 20000 }
     local request = best and request_of(grid.shape, d, meaning, best.picks)
     bar:update(i + 1, "hidden " .. d)
-    if core.C.esp_interrupted() ~= 0 then fail("interrupted") end
     if request then out[#out + 1] = { request = request, cheap = parts.hidden(d) + best.loss, proven = best.proven, gap = best.gap } end
+    if late and late() and i < n - 1 then
+      bar:stop()
+      break
+    end
   end
   return out
 end

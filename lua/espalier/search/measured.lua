@@ -6,8 +6,6 @@
 local slices = require "espalier.prune.slice"
 local shapes = require "espalier.models.shape"
 local progress = require "espalier.progress"
-local core = require "espalier.ffi"
-local fail = require "espalier.fail"
 
 local M = {}
 
@@ -92,7 +90,6 @@ function M.new(model, grid, scorer, opt)
       table.insert(attention[l][g], { size, kl })
     end
     bar:update(i, part .. (l and " of layer " .. l or ""))
-    if core.C.esp_interrupted() ~= 0 then fail("interrupted") end
     if opt.late and opt.late() then
       bar:stop()
       return nil

@@ -55,25 +55,38 @@ function M.sort(rows)
   end)
 end
 
-local measures = { "parameters", "memory", "latency" }
+--- What a front may weigh against the loss, by the field of a row.
+M.measures = { "parameters", "memory", "latency" }
+
+-- Does b have no more of the loss and of every measure than a, and less of one?
+local function beats(b, a, measures)
+  local all, better = b.nll <= a.nll, b.nll < a.nll
+  for _, m in ipairs(measures) do
+    if a[m] then
+      all = all and b[m] <= a[m]
+      better = better or b[m] < a[m]
+    end
+  end
+  return all and better
+end
+
+local function on_front(a, rows, measures)
+  if not a.nll then return false end
+  for _, b in ipairs(rows) do if b ~= a and b.nll and beats(b, a, measures) then return false end end
+  return true
+end
 
 --- Marks the front: scored rows that no other row beats or equals in NLL, parameters, memory and (where measured) latency, all at once.
 function M.mark_front(rows)
-  for _, a in ipairs(rows) do
-    a.front = a.nll ~= nil
-    for _, b in ipairs(rows) do
-      if a.front and b ~= a and b.nll then
-        local all, better = b.nll <= a.nll, b.nll < a.nll
-        for _, m in ipairs(measures) do
-          if a[m] then
-            all = all and b[m] <= a[m]
-            better = better or b[m] < a[m]
-          end
-        end
-        if all and better then a.front = false end
-      end
-    end
-  end
+  for _, a in ipairs(rows) do a.front = on_front(a, rows, M.measures) end
+end
+
+--- The front of NLL against one measure: the scored rows of which no other has less of both, from the least of the measure on.
+function M.front(rows, measure)
+  local list = {}
+  for _, a in ipairs(rows) do if on_front(a, rows, { measure }) then list[#list + 1] = a end end
+  table.sort(list, function(a, b) return a[measure] < b[measure] or (a[measure] == b[measure] and a.name < b.name) end)
+  return list
 end
 
 -- Ranks with ties shared.

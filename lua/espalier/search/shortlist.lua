@@ -3,7 +3,8 @@
 
 local goals = require "espalier.plan.goals"
 local shapes = require "espalier.models.shape"
-local core = require "espalier.ffi"
+local progress = require "espalier.progress"
+local quantity = require "espalier.quantity"
 local fail = require "espalier.fail"
 
 local M = {}
@@ -60,13 +61,18 @@ end
 local ranges = 12
 
 --- Walks a grid and gives { seen, fitting, list }: list holds up to `top` cells with their loss as `cheap`, best first; half of them the best of all,
--- the rest the best of each twelfth of the range of sizes, so that the front of loss against size is there to be scored.
-function M.walk(grid, budget, loss, top)
+-- the rest the best of each twelfth of the range of sizes, so that the front of loss against size is there to be scored. opt: quiet, and late(), or
+-- nil: where it says yes, what was seen so far must do.
+function M.walk(grid, budget, loss, top, opt)
   local best, by_size, seen, fitting = {}, {}, 0, 0
-  local largest = shapes.parameters(grid.shape)
+  local largest, bar = shapes.parameters(grid.shape), nil
   for c in grid:each() do
     seen = seen + 1
-    if seen % 65536 == 0 and core.C.esp_interrupted() ~= 0 then fail("interrupted") end
+    if seen % 65536 == 0 then
+      bar = bar or progress.new { label = "shapes", total = grid:count(), quiet = opt.quiet }
+      bar:update(seen, quantity.show_count(fitting) .. " within the budget")
+      if opt.late and opt.late() and fitting > 0 then break end
+    end
     if goals.fill(budget, c) then
       fitting = fitting + 1
       local value = loss(c)
@@ -76,6 +82,7 @@ function M.walk(grid, budget, loss, top)
       keep(by_size[range], math.max(1, math.ceil(top / 2 / ranges)), c, value)
     end
   end
+  if bar then bar:stop() end
   if fitting == 0 then fail("esp.search: none of %d legal shapes keeps the budget; esp.plan with the same budget tells the smallest", seen) end
   return { seen = seen, fitting = fitting, list = M.mix(best, by_size, top) }
 end

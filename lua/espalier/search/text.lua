@@ -27,11 +27,26 @@ local function head(search)
   if search.correlation == search.correlation then
     out[#out + 1] = string.format("rank correlation of the cheap loss with NLL: %.2f", search.correlation)
   end
-  if search.stopped then out[#out + 1] = "the time was up: " .. search.stopped end
+  if search.stopped then out[#out + 1] = (search.interrupted and "interrupted: " or "the time was up: ") .. search.stopped end
   return out
 end
 
-return function(search)
+local show = { parameters = quantity.show_exact, memory = quantity.show_bytes, latency = quantity.show_seconds }
+
+local M = {}
+
+--- A front as text: what each candidate on it takes and loses; of: how many were scored.
+function M.front(front, measure, whole, of)
+  local out, most, name = { string.format("front of NLL against %s: %d of %d candidates have nothing below them in both", measure, #front, of) }, 0, 0
+  for _, r in ipairs(front) do most, name = math.max(most, r.nll - whole), math.max(name, #r.name) end
+  for _, r in ipairs(front) do
+    out[#out + 1] = string.format("  %14s  %8.4f  %-" .. name .. "s  %s", show[measure](r[measure]), r.nll, r.name, bar(r.nll - whole, most))
+  end
+  return table.concat(out, "\n")
+end
+
+--- A search as text.
+function M.search(search)
   local out, most, measured, distilled = head(search), 0, false, false
   for _, r in ipairs(search.rows) do
     if r.nll then most = math.max(most, rows.loss(r) - search.nll) end
@@ -53,5 +68,8 @@ return function(search)
   if shown == 0 then out[#out + 1] = "  nothing was scored yet" end
   out[#out + 1] = "* nothing else has less NLL, parameters, memory" .. (measured and " and latency" or "") .. " at once"
   if search.out then out[#out + 1] = "best so far: " .. search.out .. "/best" end
+  for _, measure in ipairs(shown > 0 and search.fronts or {}) do out[#out + 1] = tostring(search:front(measure)) end
   return table.concat(out, "\n")
 end
+
+return M
