@@ -7,6 +7,8 @@ local gradients = require "espalier.importance.gradients"
 local weights = require "espalier.importance.weights"
 local pass = require "espalier.importance.pass"
 local asked = require "espalier.importance.asked"
+local leave_out = require "espalier.importance.leave_out"
+local contribution = require "espalier.importance.contribution"
 local gently = require "espalier.importance.gently"
 local shapes = require "espalier.models.shape"
 local hash_of = require "espalier.models.hash"
@@ -15,17 +17,7 @@ local product = require "espalier.product"
 local options = require "espalier.options"
 local fail = require "espalier.fail"
 
-local M = { load = statistics.load }
-
---- Which layers can go, by running the model without them; see leave_out.lua.
-function M.leave_out(model, data, opt)
-  return require("espalier.importance.leave_out").leave_out(model, data, opt)
-end
-
---- Which neurons an MLP misses least, taken out in rounds; see contribution.lua.
-function M.contribution(model, data, opt)
-  return require("espalier.importance.contribution").contribution(model, data, opt)
-end
+local M = { load = statistics.load, leave_out = leave_out.leave_out, contribution = contribution.contribution }
 
 -- The weights, what one batch keeps at its widest (all of it where gradients are recorded), the stream into every layer, two chunks of logits.
 local function refuse_if_too_big(model, source, opt)

@@ -59,8 +59,9 @@ local function check_heads(what, s, opt, l)
     groups = math.max(groups, 1)
     local low = math.max(1, math.floor(heads / groups)) * groups
     local high = math.min(math.ceil(heads / groups), each) * groups
-    fail("%s: heads = %d with %d kv_heads%s; each group keeps as many heads, at most %d: the nearest legal are %d and %d", what, heads, groups,
-      l and " in layer " .. l or "", each, math.min(low, high), high)
+    low = math.min(low, high)
+    fail("%s: heads = %d with %d kv_heads%s; each group keeps as many heads, at most %d: %s", what, heads, groups, l and " in layer " .. l or "",
+      each, low < high and string.format("the nearest legal are %d and %d", low, high) or string.format("the nearest legal is %d", low))
   end
 end
 

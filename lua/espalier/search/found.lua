@@ -53,12 +53,12 @@ function Search:best()
 end
 
 function Search:__tostring()
-  return text.search(self)
+  return text.of_search(self)
 end
 
 local Front = {}
 Front.__index = Front
-function Front:__tostring() return text.front(self, self.measure, self.whole, self.of) end
+function Front:__tostring() return text.of_front(self, self.measure, self.whole, self.of) end
 
 --- The front of loss against "parameters", "memory" or "latency": the scored rows of which no other has less of both, the smallest first; prints as
 -- a table with bars. Latency is there where it was a budget or asked for (fronts).

@@ -3,6 +3,7 @@
 
 local goals = require "espalier.plan.goals"
 local shapes = require "espalier.models.shape"
+local core = require "espalier.ffi"
 local progress = require "espalier.progress"
 local quantity = require "espalier.quantity"
 local fail = require "espalier.fail"
@@ -65,12 +66,12 @@ local ranges = 12
 -- nil: where it says yes, what was seen so far must do.
 function M.walk(grid, budget, loss, top, opt)
   local best, by_size, seen, fitting = {}, {}, 0, 0
-  local largest, bar = shapes.parameters(grid.shape), nil
+  local largest, start = shapes.parameters(grid.shape), core.C.esp_clock()
+  local bar = progress.new { label = "shapes", total = grid:count(), quiet = opt.quiet }
   for c in grid:each() do
     seen = seen + 1
     if seen % 65536 == 0 then
-      bar = bar or progress.new { label = "shapes", total = grid:count(), quiet = opt.quiet }
-      bar:update(seen, quantity.show_count(fitting) .. " within the budget")
+      if core.C.esp_clock() - start > 2 then bar:update(seen, quantity.show_count(fitting) .. " within the budget") end
       if opt.late and opt.late() and fitting > 0 then break end
     end
     if goals.fill(budget, c) then
@@ -82,7 +83,7 @@ function M.walk(grid, budget, loss, top, opt)
       keep(by_size[range], math.max(1, math.ceil(top / 2 / ranges)), c, value)
     end
   end
-  if bar then bar:stop() end
+  bar:stop()
   if fitting == 0 then fail("esp.search: none of %d legal shapes keeps the budget; esp.plan with the same budget tells the smallest", seen) end
   return { seen = seen, fitting = fitting, list = M.mix(best, by_size, top) }
 end

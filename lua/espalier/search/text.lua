@@ -36,8 +36,9 @@ local show = { parameters = quantity.show_exact, memory = quantity.show_bytes, l
 local M = {}
 
 --- A front as text: what each candidate on it takes and loses; of: how many were scored.
-function M.front(front, measure, whole, of)
-  local out, most, name = { string.format("front of NLL against %s: %d of %d candidates have nothing below them in both", measure, #front, of) }, 0, 0
+function M.of_front(front, measure, whole, of)
+  local what = measure == "latency" and "latency (from measured layers)" or measure
+  local out, most, name = { string.format("front of NLL against %s: %d of %d candidates have nothing below them in both", what, #front, of) }, 0, 0
   for _, r in ipairs(front) do most, name = math.max(most, r.nll - whole), math.max(name, #r.name) end
   for _, r in ipairs(front) do
     out[#out + 1] = string.format("  %14s  %8.4f  %-" .. name .. "s  %s", show[measure](r[measure]), r.nll, r.name, bar(r.nll - whole, most))
@@ -46,7 +47,7 @@ function M.front(front, measure, whole, of)
 end
 
 --- A search as text.
-function M.search(search)
+function M.of_search(search)
   local out, most, measured, distilled = head(search), 0, false, false
   for _, r in ipairs(search.rows) do
     if r.nll then most = math.max(most, rows.loss(r) - search.nll) end
