@@ -71,7 +71,7 @@ int64_t esp_rss(void);             /* resident bytes of this process now */
 int64_t esp_rss_peak(void);        /* ... and at most */
 int64_t esp_memory_available(void);/* bytes this machine (or this cgroup) could still give */
 const char *esp_cpu_name(void);    /* model name of the processor */
-const char *esp_isa_name(void);    /* instruction set of the kernels written for one: "amx", "avx512_bf16" or "generic"; ESPALIER_ISA lowers it */
+const char *esp_isa_name(void);    /* instruction set of the kernels written for one: generic, avx2, avx512, avx512_bf16, amx; ESPALIER_ISA lowers it */
 const char *esp_blas_core(void);   /* core type that OpenBLAS was opened with, e.g. "SkylakeX" */
 
 /* ---- tensors --------------------------------------------------------------------------------------------------------- */

@@ -58,13 +58,15 @@ void esp_philox(uint32_t out[4], uint64_t seed, uint64_t stream, uint64_t index)
 
 /* Variants written by hand for one instruction set: used is the best that this machine has, or the lesser one that ESPALIER_ISA names.
  * ESP_EARG where it names none. */
-enum esp_isa_level { ESP_ISA_GENERIC, ESP_ISA_AVX512_BF16, ESP_ISA_AMX };
+enum esp_isa_level { ESP_ISA_GENERIC, ESP_ISA_AVX2, ESP_ISA_AVX512, ESP_ISA_AVX512_BF16, ESP_ISA_AMX };
 int esp_isa(int *used);
 #if defined(__x86_64__) && defined(__GNUC__)
+#define ESP_HAVE_X86 1
 #define ESP_HAVE_AVX512_BF16 1
 #define ESP_HAVE_AMX 1
 #define ESP_AVX512_BF16 __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,fma")))
 #else
+#define ESP_HAVE_X86 0
 #define ESP_HAVE_AVX512_BF16 0
 #define ESP_HAVE_AMX 0
 #endif

@@ -13,7 +13,8 @@
 #include <unistd.h>
 #endif
 
-static const char *const names[] = {"generic", "avx512_bf16", "amx"};
+/* By level: each has all that stands before it. */
+static const char *const names[] = {"generic", "avx2", "avx512", "avx512_bf16", "amx"};
 enum { COUNT = sizeof names / sizeof *names };
 
 static struct {
@@ -37,14 +38,18 @@ static __attribute__((target("xsave"))) int has_amx(void)
 
 static int best_of_machine(void)
 {
-#if ESP_HAVE_AVX512_BF16
+#if ESP_HAVE_X86
     __builtin_cpu_init();
-    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
-        __builtin_cpu_supports("avx512bf16")) {
-        return has_amx() ? ESP_ISA_AMX : ESP_ISA_AVX512_BF16;
+    if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma")) return ESP_ISA_GENERIC;
+    if (!__builtin_cpu_supports("avx512f") || !__builtin_cpu_supports("avx512bw") || !__builtin_cpu_supports("avx512vl") ||
+        !__builtin_cpu_supports("avx512dq")) {
+        return ESP_ISA_AVX2;
     }
-#endif
+    if (!__builtin_cpu_supports("avx512bf16")) return ESP_ISA_AVX512;
+    return has_amx() ? ESP_ISA_AMX : ESP_ISA_AVX512_BF16;
+#else
     return ESP_ISA_GENERIC;
+#endif
 }
 
 static void settle(void)
@@ -61,7 +66,11 @@ static void settle(void)
 int esp_isa(int *used)
 {
     pthread_once(&isa.once, settle);
-    if (isa.unknown) return esp_fail(ESP_EARG, "ESPALIER_ISA is '%s', want generic, avx512_bf16 or amx", isa.unknown);
+    if (isa.unknown) {
+        char list[128] = "";
+        for (int i = 0; i < COUNT; i++) strcat(strcat(list, i == 0 ? "" : i == COUNT - 1 ? " or " : ", "), names[i]);
+        return esp_fail(ESP_EARG, "ESPALIER_ISA is '%s', want %s", isa.unknown, list);
+    }
     *used = isa.used;
     return ESP_OK;
 }

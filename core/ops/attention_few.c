@@ -4,7 +4,8 @@
  * The keys are cut into stretches. Each finds, for every query and head, the maximum, the sum and the weighted values of its own keys; then the
  * stretches are put together in their order. */
 #include "attention.h"
-#include "lanes.h"
+
+#include "../formula.h"
 
 enum { LANES = 16, PAIRS = 4, STRETCHES = 64, LEAST = 64 };
 
@@ -169,7 +170,13 @@ static ESP_SIMD void values_bf16(const few *f, float *o, const float *p, int64_t
 
 static ESP_SIMD float row_max(const float *s, int64_t n)
 {
-    return esp_lane_max(s, n);
+    float most[LANES];
+    for (int l = 0; l < LANES; l++) most[l] = -INFINITY;
+    int64_t i = 0;
+    for (; i + LANES <= n; i += LANES) for (int l = 0; l < LANES; l++) most[l] = s[i + l] > most[l] ? s[i + l] : most[l];
+    for (int l = 0; i < n; i++, l++) most[l] = s[i] > most[l] ? s[i] : most[l];
+    for (int l = 1; l < LANES; l++) most[0] = most[l] > most[0] ? most[l] : most[0];
+    return most[0];
 }
 
 /* s = 2^(s - shift), and their sum. */

@@ -1,4 +1,6 @@
 /* Forward KL divergence between teacher and student logits (1503.02531; Minitron 2407.14679 section 3), loss and gradient together. */
+#include <math.h>
+
 #include "backend.h"
 #include "lanes.h"
 
@@ -10,6 +12,7 @@ typedef struct kl_args {
     float *loss;
     float inverse_tau;
     int has_ds, accumulate;
+    const esp_lanes *lanes;
 } kl_args;
 
 static int check(kl_args *a, const char *op, esp_tensor *loss, esp_tensor *ds, const esp_tensor *s, const esp_tensor *t, const esp_tensor *weight,
@@ -21,6 +24,7 @@ static int check(kl_args *a, const char *op, esp_tensor *loss, esp_tensor *ds, c
     TRY(esp_check_shape(op, "t", t, s->ndim, s->shape, "shape of s"));
     if (!(tau > 0)) return esp_fail(ESP_EARG, "%s: temperature is %g, want more than 0", op, tau);
     a->inverse_tau = (float)(1 / tau);
+    TRY(esp_lanes_of(&a->lanes));
     const esp_tensor *vectors[] = {loss, weight};
     const char *names[] = {"loss", "weight"};
     for (int i = 0; i < 2; i++) {
@@ -53,99 +57,59 @@ int esp_kl_acc(esp_tensor *loss, esp_tensor *ds, const esp_tensor *s, const esp_
     return esp_backend_of(loss)->kl_acc(loss, ds, s, t, weight, tau);
 }
 
-/* A row is taken in stretches, each with a maximum of its own, so that one sweep finds both sums and the loss and leaves the exponentials for the
- * gradient, which only scales them: z = (x - maximum of the stretch) / tau, sums of e^zs, e^zt and e^zt (zt - zs).
- *
- * A term whose teacher probability is 0 counts nothing, also where a logit is -infinity. */
-typedef struct stretch {
-    float ms, mt;                         /* maxima; 0 where all is -infinity */
-    double s, t, cross;
-} stretch;
+/* What the stretches of one row gave: exponentials of student and teacher, their sums, and the sums of et (zt - zs). Where no gradient is wanted the
+ * exponentials of one stretch overwrite those of the one before. */
+typedef struct kl_row {
+    float *es, *et;
+    esp_stretch *s, *t, row_s, row_t;
+    double *cross;
+    int64_t parts;
+} kl_row;
 
-/* to = exp((x - m) r), in a loop of its own: loops that also add up are not vectorised. */
-static inline __attribute__((always_inline)) void exponentials(float *restrict to, const float *restrict x, float m, float r, int64_t n)
+static int make_room(kl_row *row, int64_t V, int whole)
 {
-    for (int64_t i = 0; i < n; i++) to[i] = esp_shifted_exp(x[i], m, r);
+    row->parts = esp_ceil_div(V, ESP_STRETCH);
+    int64_t room = whole ? row->parts * ESP_STRETCH : ESP_STRETCH;
+    row->es = esp_scratch(2 * room * 4 + row->parts * (int64_t)(2 * sizeof(esp_stretch) + sizeof(double)));
+    if (!row->es) return ESP_EMEM;
+    row->et = row->es + room;
+    row->s = (esp_stretch *)(void *)(row->et + room);
+    row->t = row->s + row->parts;
+    row->cross = (double *)(void *)(row->t + row->parts);
+    return ESP_OK;
 }
 
-static ESP_SIMD void sweep(stretch *out, float *restrict es, float *restrict et, const float *restrict s, const float *restrict t, float r, int64_t n)
+/* sum e^zt (zt - zs) over the row, z relative to the row's maxima. */
+static double row_cross(const kl_row *row, float r)
 {
-    float ms = esp_lane_max(s, n), mt = esp_lane_max(t, n);
-    if (ms == -INFINITY) ms = 0;
-    if (mt == -INFINITY) mt = 0;
-    exponentials(es, s, ms, r, n);
-    exponentials(et, t, mt, r, n);
-    float a[ESP_LANES] = {0}, b[ESP_LANES] = {0}, c[ESP_LANES] = {0};
-    int64_t i = 0;
-    for (; i + ESP_LANES <= n; i += ESP_LANES) {
-        for (int l = 0; l < ESP_LANES; l++) {
-            float d = et[i + l] * ((t[i + l] - mt) * r - (s[i + l] - ms) * r);
-            a[l] += es[i + l];
-            b[l] += et[i + l];
-            c[l] += et[i + l] == 0.0f ? 0.0f : d;
-        }
+    double sum = 0;
+    for (int64_t k = 0; k < row->parts; k++) {
+        const esp_stretch *s = &row->s[k], *t = &row->t[k];
+        if (t->sum == 0) continue;
+        double apart = ((double)t->most - row->row_t.most) * r - ((double)s->most - row->row_s.most) * r;
+        sum += t->worth * (row->cross[k] + t->sum * apart);
     }
-    for (int l = 0; i < n; i++, l++) {
-        float d = et[i] * ((t[i] - mt) * r - (s[i] - ms) * r);
-        a[l] += es[i];
-        b[l] += et[i];
-        c[l] += et[i] == 0.0f ? 0.0f : d;
-    }
-    *out = (stretch){.ms = ms, .mt = mt};
-    for (int l = 0; l < ESP_LANES; l++) out->s += (double)a[l], out->t += (double)b[l], out->cross += (double)c[l];
+    return sum;
 }
 
-/* ds = es a - et b */
-static ESP_SIMD void gradient_f32(float *restrict ds, const float *restrict es, const float *restrict et, float a, float b, int64_t n)
+/* ds = weight/tau (q - p), from the exponentials that are there. */
+static void gradient(const kl_args *a, int64_t n, const kl_row *row)
 {
-    for (int64_t i = 0; i < n; i++) ds[i] = es[i] * a - et[i] * b;
-}
-
-static ESP_SIMD void gradient_acc(float *restrict ds, const float *restrict es, const float *restrict et, float a, float b, int64_t n)
-{
-    for (int64_t i = 0; i < n; i++) ds[i] += es[i] * a - et[i] * b;
-}
-
-static ESP_SIMD void gradient_bf16(uint16_t *restrict ds, const float *restrict es, const float *restrict et, float a, float b, int64_t n)
-{
-    for (int64_t i = 0; i < n; i++) ds[i] = esp_f32_to_bf16(es[i] * a - et[i] * b);
-}
-
-/* The row's sums, relative to its own maxima ms and mt. */
-static stretch whole_row(const stretch *part, int64_t parts, float r)
-{
-    stretch all = {.ms = -INFINITY, .mt = -INFINITY};
-    for (int64_t k = 0; k < parts; k++) {
-        if (part[k].s != 0 && !(part[k].ms <= all.ms)) all.ms = part[k].ms;
-        if (part[k].t != 0 && !(part[k].mt <= all.mt)) all.mt = part[k].mt;
-    }
-    for (int64_t k = 0; k < parts; k++) {
-        double s = ((double)part[k].ms - all.ms) * r, t = ((double)part[k].mt - all.mt) * r;
-        if (part[k].s != 0) all.s += part[k].s * exp(s);
-        if (part[k].t == 0) continue;
-        all.t += part[k].t * exp(t);
-        all.cross += exp(t) * (part[k].cross + part[k].t * (t - s));
-    }
-    return all;
-}
-
-static void gradient(const kl_args *a, int64_t n, const stretch *part, const stretch *all, const float *es, const float *et)
-{
-    double scale = (double)a->weight[n] * a->inverse_tau;
+    double by = (double)a->weight[n] * a->inverse_tau, s = by / row->row_s.sum, t = by / row->row_t.sum;
     for (int64_t from = 0, k = 0; from < a->s.cols; from += ESP_STRETCH, k++) {
         int64_t count = esp_min(ESP_STRETCH, a->s.cols - from), at = n * a->ds.stride + from;
-        float x = (float)(part[k].s == 0 ? 0 : scale / all->s * exp(((double)part[k].ms - all->ms) * a->inverse_tau));
-        float y = (float)(part[k].t == 0 ? 0 : scale / all->t * exp(((double)part[k].mt - all->mt) * a->inverse_tau));
-        if (a->ds.dtype == ESP_BF16) gradient_bf16((uint16_t *)a->ds.data + at, es + from, et + from, x, y, count);
-        else if (a->accumulate) gradient_acc((float *)a->ds.data + at, es + from, et + from, x, y, count);
-        else gradient_f32((float *)a->ds.data + at, es + from, et + from, x, y, count);
+        const float *es = row->es + from, *et = row->et + from;
+        float x = (float)(s * row->s[k].worth), y = (float)(t * row->t[k].worth);
+        if (a->ds.dtype == ESP_BF16) a->lanes->scale16((uint16_t *)a->ds.data + at, es, et, x, y, count);
+        else if (a->accumulate) a->lanes->scale_acc((float *)a->ds.data + at, es, et, x, y, count);
+        else a->lanes->scale((float *)a->ds.data + at, es, et, x, y, count);
     }
 }
 
 static int kl_block(void *context, int64_t n)
 {
     const kl_args *a = context;
-    int64_t V = a->s.cols, parts = esp_ceil_div(V, ESP_STRETCH);
+    int64_t V = a->s.cols;
     const float *s = (const float *)a->s.data + n * a->s.stride, *t = (const float *)a->t.data + n * a->t.stride;
     a->loss[n] = 0;
     if (a->weight[n] == 0) {
@@ -153,20 +117,19 @@ static int kl_block(void *context, int64_t n)
         if (a->has_ds && !a->accumulate) memset((char *)a->ds.data + n * a->ds.stride * size, 0, (size_t)(V * size));
         return ESP_OK;
     }
-    /* Exponentials of the whole row where a gradient is wanted; else one stretch's room is used again and again. */
-    int64_t room = a->has_ds ? parts * ESP_STRETCH : ESP_STRETCH;
-    float *es = esp_scratch(2 * room * 4 + parts * (int64_t)sizeof(stretch));
-    if (!es) return ESP_EMEM;
-    float *et = es + room;
-    stretch *part = (stretch *)(void *)(et + room);
+    kl_row row;
+    TRY(make_room(&row, V, a->has_ds));
     for (int64_t from = 0, k = 0; from < V; from += ESP_STRETCH, k++) {
         int64_t to = a->has_ds ? from : 0;
-        sweep(&part[k], es + to, et + to, s + from, t + from, a->inverse_tau, esp_min(ESP_STRETCH, V - from));
+        row.cross[k] = a->lanes->pair(&row.s[k], &row.t[k], row.es + to, row.et + to, s + from, t + from, a->inverse_tau,
+                                      esp_min(ESP_STRETCH, V - from));
     }
-    stretch all = whole_row(part, parts, a->inverse_tau);
+    row.row_s = esp_row_of(row.s, row.parts, a->inverse_tau);
+    row.row_t = esp_row_of(row.t, row.parts, a->inverse_tau);
     /* sum p (log p - log q) with log p = zt - log sum_t, log q = zs - log sum_s */
-    a->loss[n] = (float)(a->weight[n] * (all.cross / all.t - log(all.t) + log(all.s)));
-    if (a->has_ds) gradient(a, n, part, &all, es, et);
+    double cross = row_cross(&row, a->inverse_tau);
+    a->loss[n] = (float)(a->weight[n] * (cross / row.row_t.sum - log(row.row_t.sum) + log(row.row_s.sum)));
+    if (a->has_ds) gradient(a, n, &row);
     return ESP_OK;
 }
 

@@ -1,49 +1,40 @@
-/* Row sums shared by the losses: vector lanes in f32, added up in double every few hundred numbers. Included by kernels, which clone them
- * for each instruction set. */
+/* What losses do with a row of logits, in one table of functions for each instruction set: written once over its vectors (lanes_rows.h).
+ *
+ * A row is taken in stretches that stay in the first cache, each with a maximum of its own, so that one sweep finds sums and leaves the
+ * exponentials, which a gradient only scales. Sums are in f32 within a vector's lanes, then in double. */
 #ifndef ESP_LANES_H
 #define ESP_LANES_H
 
-#include <math.h>
-#include <stdint.h>
+#include "../base/base.h"
 
-#include "../formula.h"
+enum { ESP_STRETCH = 2048 };
 
-enum { ESP_LANES = 16, ESP_STRETCH = 512 };
+/* most: the largest x, 0 where all are -infinity; sum of e = exp((x - most) r). e is 0 where its exponent is below -87: a logit of -infinity counts
+ * nothing. NaN makes sum NaN. worth (esp_row_of): of such an e relative to the row's maximum, 0 where sum is 0. */
+typedef struct esp_stretch {
+    float most;
+    double sum, worth;
+} esp_stretch;
 
-static inline __attribute__((always_inline)) float esp_lane_max(const float *x, int64_t n)
-{
-    float most[ESP_LANES];
-    for (int l = 0; l < ESP_LANES; l++) most[l] = -INFINITY;
-    int64_t i = 0;
-    for (; i + ESP_LANES <= n; i += ESP_LANES) {
-        for (int l = 0; l < ESP_LANES; l++) most[l] = x[i + l] > most[l] ? x[i + l] : most[l];
-    }
-    for (int l = 0; i < n; i++, l++) most[l] = x[i] > most[l] ? x[i] : most[l];
-    for (int l = 1; l < ESP_LANES; l++) most[0] = most[l] > most[0] ? most[l] : most[0];
-    return most[0];
-}
+typedef struct esp_lanes {
+    /* Sums of a stretch, n <= ESP_STRETCH, and e in `e` (NULL: not kept; may be x). */
+    void (*sums)(esp_stretch *out, float *e, const float *x, float r, int64_t n);
+    /* The same of s and t at once, returning the sum of et (zt - zs), z being the exponents; where et is 0 a term counts nothing. */
+    double (*pair)(esp_stretch *s_out, esp_stretch *t_out, float *es, float *et, const float *s, const float *t, float r, int64_t n);
+    /* y = a x - b z, y += a x - b z, and y in bf16. y may be x. */
+    void (*scale)(float *y, const float *x, const float *z, float a, float b, int64_t n);
+    void (*scale_acc)(float *y, const float *x, const float *z, float a, float b, int64_t n);
+    void (*scale16)(uint16_t *y, const float *x, const float *z, float a, float b, int64_t n);
+    /* y = x - most - shift, and y = x - exp(z) shift; y may be x or z. */
+    void (*less)(float *y, const float *x, float most, float shift, int64_t n);
+    void (*less_exp)(float *y, const float *x, const float *z, float shift, int64_t n);
+} esp_lanes;
 
-/* exp((x - shift) * scale) where that is above -87, else 0: -infinity counts nothing. NaN stays. */
-static inline __attribute__((always_inline)) float esp_shifted_exp(float x, float shift, float scale)
-{
-    float z = (x - shift) * scale;
-    float e = esp_expf(z);
-    return z < -87.0f ? 0.0f : e;
-}
+extern const esp_lanes esp_lanes_generic, esp_lanes_avx2, esp_lanes_avx512, esp_lanes_avx512_bf16;
+/* The table that this machine runs (esp_isa). */
+int esp_lanes_of(const esp_lanes **out);
 
-static inline __attribute__((always_inline)) double esp_lane_sum_exp(const float *x, float shift, float scale, int64_t n)
-{
-    double sum = 0;
-    for (int64_t from = 0; from < n; from += ESP_STRETCH) {
-        int64_t end = from + ESP_STRETCH < n ? from + ESP_STRETCH : n, i = from;
-        float acc[ESP_LANES] = {0};
-        for (; i + ESP_LANES <= end; i += ESP_LANES) {
-            for (int l = 0; l < ESP_LANES; l++) acc[l] += esp_shifted_exp(x[i + l], shift, scale);
-        }
-        for (int l = 0; i < end; i++, l++) acc[l] += esp_shifted_exp(x[i], shift, scale);
-        for (int l = 0; l < ESP_LANES; l++) sum += (double)acc[l];
-    }
-    return sum;
-}
+/* The sums of a whole row, relative to its own maximum; finds the worth of its stretches. */
+esp_stretch esp_row_of(esp_stretch *part, int64_t parts, float r);
 
 #endif

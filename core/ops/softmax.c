@@ -1,4 +1,6 @@
 /* Softmax, log-softmax and cross-entropy over the last dimension. */
+#include <math.h>
+
 #include "backend.h"
 #include "lanes.h"
 
@@ -11,6 +13,7 @@ typedef struct softmax_args {
     float *loss;
     int has_ds, accumulate, logs;
     int64_t rows_per_block;
+    const esp_lanes *lanes;
 } softmax_args;
 
 static float *row(const esp_rows *r, int64_t n) { return (float *)r->data + n * r->stride; }
@@ -28,30 +31,48 @@ static int check_pair(softmax_args *a, const char *op, esp_tensor *y, const esp_
     TRY(esp_check_rows(&a->x, op, "x", x, F32, ESP_READ));
     TRY(esp_check_rows(&a->y, op, "y", y, F32, ESP_WRITE));
     TRY(esp_check_shape(op, "y", y, x->ndim, x->shape, "shape of x"));
-    return ESP_OK;
+    return esp_lanes_of(&a->lanes);
 }
 
-static ESP_SIMD void softmax_row(float *y, const float *x, int64_t n)
+/* Sums of a row, its stretches' in part[]; exponentials go to e (NULL: nowhere; may be x). */
+static esp_stretch sums_of(const softmax_args *a, esp_stretch *part, float *e, const float *x)
 {
-    float most = esp_lane_max(x, n);
-    float inverse = (float)(1 / esp_lane_sum_exp(x, most, 1, n));
-    for (int64_t i = 0; i < n; i++) y[i] = esp_shifted_exp(x[i], most, 1) * inverse;
+    int64_t parts = 0;
+    for (int64_t from = 0; from < a->x.cols; from += ESP_STRETCH, parts++) {
+        a->lanes->sums(&part[parts], e ? e + from : NULL, x + from, 1, esp_min(ESP_STRETCH, a->x.cols - from));
+    }
+    return esp_row_of(part, parts, 1);
 }
 
-static ESP_SIMD void log_softmax_row(float *y, const float *x, int64_t n)
+/* Exponentials e of a row become y = e by / what they add up to, relative to the row's maximum; y may be e. accumulate: y += that. */
+static void share_out(const softmax_args *a, float *y, const float *e, const esp_stretch *part, const esp_stretch *row, double by, int accumulate)
 {
-    float most = esp_lane_max(x, n);
-    float log_sum = (float)log(esp_lane_sum_exp(x, most, 1, n));
-    for (int64_t i = 0; i < n; i++) y[i] = x[i] - most - log_sum;
+    for (int64_t from = 0, k = 0; from < a->x.cols; from += ESP_STRETCH, k++) {
+        float factor = (float)(by / row->sum * part[k].worth);
+        (accumulate ? a->lanes->scale_acc : a->lanes->scale)(y + from, e + from, e + from, factor, 0, esp_min(ESP_STRETCH, a->x.cols - from));
+    }
+}
+
+/* Room for the stretches of a row and, where wanted, for its exponentials. */
+static esp_stretch *room_of(const softmax_args *a, float **e)
+{
+    int64_t parts = esp_ceil_div(a->x.cols, ESP_STRETCH);
+    char *room = esp_scratch(parts * (int64_t)sizeof(esp_stretch) + (e ? a->x.cols * 4 : 0));
+    if (room && e) *e = (float *)(void *)(room + parts * (int64_t)sizeof(esp_stretch));
+    return (esp_stretch *)(void *)room;
 }
 
 static int softmax_block(void *context, int64_t block)
 {
     const softmax_args *a = context;
     int64_t end = esp_min((block + 1) * a->rows_per_block, a->x.rows);
+    esp_stretch *part = room_of(a, NULL);
+    if (!part) return ESP_EMEM;
     for (int64_t n = block * a->rows_per_block; n < end; n++) {
-        if (a->logs) log_softmax_row(row(&a->y, n), row(&a->x, n), a->x.cols);
-        else softmax_row(row(&a->y, n), row(&a->x, n), a->x.cols);
+        float *y = row(&a->y, n), *x = row(&a->x, n);
+        esp_stretch all = sums_of(a, part, a->logs ? NULL : y, x);
+        if (a->logs) a->lanes->less(y, x, all.most, (float)log(all.sum), a->x.cols);
+        else share_out(a, y, y, part, &all, 1, 0);
     }
     return ESP_OK;
 }
@@ -91,6 +112,7 @@ static int check_backward(softmax_args *a, esp_tensor *dx, const esp_tensor *dy,
     TRY(esp_check_rows(&a->dy, op, "dy", dy, F32, ESP_READ));
     TRY(esp_check_rows(&a->x, op, "dx", dx, F32, ESP_WRITE));
     TRY(esp_check_shape(op, "dy", dy, y->ndim, y->shape, "shape of y"));
+    TRY(esp_lanes_of(&a->lanes));
     return esp_check_shape(op, "dx", dx, y->ndim, y->shape, "shape of y");
 }
 
@@ -101,24 +123,26 @@ int esp_log_softmax_backward(esp_tensor *dx, const esp_tensor *dy, const esp_ten
     return esp_backend_of(dx)->log_softmax_backward(dx, dy, y);
 }
 
-static ESP_SIMD void backward_row(float *restrict dx, const float *restrict dy, const float *restrict y, int64_t n)
+static ESP_SIMD float sum_row(const float *x, int64_t n)
 {
-    double acc[ESP_LANES] = {0}, sum = 0;
+    double acc[16] = {0}, sum = 0;
     int64_t i = 0;
-    for (; i + ESP_LANES <= n; i += ESP_LANES) {
-        for (int l = 0; l < ESP_LANES; l++) acc[l] += (double)dy[i + l];
+    for (; i + 16 <= n; i += 16) {
+        for (int l = 0; l < 16; l++) acc[l] += (double)x[i + l];
     }
-    for (int l = 0; i < n; i++, l++) acc[l] += (double)dy[i];
-    for (int l = 0; l < ESP_LANES; l++) sum += acc[l];
-    float s = (float)sum;
-    for (i = 0; i < n; i++) dx[i] = dy[i] - esp_shifted_exp(y[i], 0, 1) * s;
+    for (int l = 0; i < n; i++, l++) acc[l] += (double)x[i];
+    for (int l = 0; l < 16; l++) sum += acc[l];
+    return (float)sum;
 }
 
 static int backward_block(void *context, int64_t block)
 {
     const softmax_args *a = context;
     int64_t end = esp_min((block + 1) * a->rows_per_block, a->x.rows);
-    for (int64_t n = block * a->rows_per_block; n < end; n++) backward_row(row(&a->x, n), row(&a->dy, n), row(&a->y, n), a->x.cols);
+    for (int64_t n = block * a->rows_per_block; n < end; n++) {
+        const float *dy = row(&a->dy, n);
+        a->lanes->less_exp(row(&a->x, n), dy, row(&a->y, n), sum_row(dy, a->x.cols), a->x.cols);
+    }
     return ESP_OK;
 }
 
@@ -155,6 +179,7 @@ static int check_entropy(softmax_args *a, const char *op, esp_tensor *loss, esp_
                             (long long)a->x.cols - 1);
         }
     }
+    TRY(esp_lanes_of(&a->lanes));
     if (!ds) return ESP_OK;
     a->has_ds = 1;
     TRY(esp_check_rows(&a->ds, op, "ds", ds, F32, ESP_WRITE));
@@ -176,23 +201,7 @@ int esp_cross_entropy_acc(esp_tensor *loss, esp_tensor *ds, const esp_tensor *s,
 }
 
 /* ds (+)= softmax * w, and -w more at the target. */
-static ESP_SIMD void entropy_gradient(float *ds, const float *s, float most, float scale, int accumulate, int64_t n)
-{
-    if (accumulate) for (int64_t i = 0; i < n; i++) ds[i] += esp_shifted_exp(s[i], most, 1) * scale;
-    else for (int64_t i = 0; i < n; i++) ds[i] = esp_shifted_exp(s[i], most, 1) * scale;
-}
-
-static ESP_SIMD double sum_exp_row(const float *s, float most, int64_t n)
-{
-    return esp_lane_sum_exp(s, most, 1, n);
-}
-
-static ESP_SIMD float max_row(const float *s, int64_t n)
-{
-    return esp_lane_max(s, n);
-}
-
-static void entropy_row(const softmax_args *a, int64_t n)
+static void entropy_row(const softmax_args *a, int64_t n, esp_stretch *part, float *e)
 {
     const float *s = row(&a->x, n);
     float *ds = a->has_ds ? row(&a->ds, n) : NULL;
@@ -204,11 +213,12 @@ static void entropy_row(const softmax_args *a, int64_t n)
         if (ds && !a->accumulate) memset(ds, 0, (size_t)V * 4);
         return;
     }
-    float most = max_row(s, V);
-    double sum = sum_exp_row(s, most, V);
-    a->loss[n] = (float)(w * (log(sum) + ((double)most - (double)s[target])));
+    double at = s[target];
+    if (ds && !a->accumulate) e = ds;
+    esp_stretch all = sums_of(a, part, e, s);
+    a->loss[n] = (float)(w * (log(all.sum) + ((double)all.most - at)));
     if (!ds) return;
-    entropy_gradient(ds, s, most, (float)(w / sum), a->accumulate, V);
+    share_out(a, ds, e, part, &all, w, a->accumulate);
     ds[target] -= w;
 }
 
@@ -216,7 +226,10 @@ static int entropy_block(void *context, int64_t block)
 {
     const softmax_args *a = context;
     int64_t end = esp_min((block + 1) * a->rows_per_block, a->x.rows);
-    for (int64_t n = block * a->rows_per_block; n < end; n++) entropy_row(a, n);
+    float *e = NULL;
+    esp_stretch *part = room_of(a, a->accumulate ? &e : NULL);
+    if (!part) return ESP_EMEM;
+    for (int64_t n = block * a->rows_per_block; n < end; n++) entropy_row(a, n, part, e);
     return ESP_OK;
 }
 

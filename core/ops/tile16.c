@@ -9,7 +9,7 @@ static void nothing(void) {}
 int esp_kernel16_of_machine(const esp_kernel16 **out)
 {
     static const esp_kernel16 *const kernels[] = {
-        [ESP_ISA_GENERIC] = &esp_kernel16_generic, [ESP_ISA_AVX512_BF16] = &esp_kernel16_avx512_bf16, [ESP_ISA_AMX] = &esp_kernel16_amx};
+        [ESP_ISA_GENERIC ... ESP_ISA_AVX512] = &esp_kernel16_generic, [ESP_ISA_AVX512_BF16] = &esp_kernel16_avx512_bf16, [ESP_ISA_AMX] = &esp_kernel16_amx};
     int isa;
     TRY(esp_isa(&isa));
     *out = kernels[isa];
