@@ -1,5 +1,12 @@
 /* One pool of threads for the whole process. The caller works too, so one thread means no pool at all.
  *
+ * A worker joins a region while that is open, and the caller waits for those that joined: one that wakes too late is not waited for. Between regions
+ * a worker looks out for the next one for a while before it sleeps, as waking it takes longer than a small operation does; so does the caller for the
+ * last block of the others.
+ *
+ * Each thread has a run of neighbouring blocks of its own, so that it reads memory in order and the same part of it from one operation to the next;
+ * when its own are done it takes over from others.
+ *
  * SIGINT and SIGPROF are blocked in the workers: signals belong to the thread that runs Lua. */
 #define _GNU_SOURCE
 #include <pthread.h>
@@ -11,7 +18,10 @@
 
 #include "base.h"
 
-enum { MOST_THREADS = 256 };
+enum { MOST_THREADS = 256, LOOKS = 64 };
+
+/* How long a thread looks out before it sleeps: longer than Lua needs from one operation to the next. */
+static const double PATIENCE = 100e-6;
 
 static atomic_int stop_asked;
 
@@ -19,18 +29,25 @@ void esp_interrupt(void) { atomic_store(&stop_asked, 1); }
 void esp_interrupt_clear(void) { atomic_store(&stop_asked, 0); }
 int esp_interrupted(void) { return atomic_load(&stop_asked); }
 
+/* The blocks of one thread that nobody has begun; on a cache line of its own. */
+typedef struct share {
+    _Alignas(64) atomic_llong next;
+    int64_t end;
+} share;
+
 static struct {
     pthread_mutex_t caller;            /* one parallel region at a time */
     pthread_mutex_t lock;
     pthread_cond_t work, done;
     int threads;                       /* settled number; 0: not yet */
     int started;
-    uint64_t region;                   /* number of the region that runs */
-    int busy;                          /* workers inside it */
+    atomic_ullong region;              /* number of the latest region, written under the lock */
+    int open;                          /* it may still be joined */
+    int asleep;                        /* workers that wait for `work` */
+    atomic_int busy;                   /* workers inside it, written under the lock */
     esp_task *task;
     void *context;
-    int64_t blocks;
-    atomic_llong next;
+    share shares[MOST_THREADS];        /* of the caller, then of the workers */
     atomic_int failed;
     int code;
     char text[1024];
@@ -84,30 +101,85 @@ static void note_failure(int code)
     }
 }
 
-static void run_blocks(void)
+static void cut_into_shares(int64_t blocks)
 {
-    inside = 1;
-    for (;;) {
-        int64_t b = atomic_fetch_add(&pool.next, 1);
-        if (b >= pool.blocks || atomic_load(&pool.failed)) break;
+    for (int t = 0; t < pool.threads; t++) {
+        pool.shares[t].end = blocks * (t + 1) / pool.threads;
+        atomic_store(&pool.shares[t].next, blocks * t / pool.threads);
+    }
+}
+
+static void run_share(share *s)
+{
+    while (atomic_load_explicit(&s->next, memory_order_relaxed) < s->end) {
+        int64_t b = atomic_fetch_add(&s->next, 1);
+        if (b >= s->end || atomic_load(&pool.failed)) return;
         int code = atomic_load(&stop_asked) ? ESP_ESTOP : pool.task(pool.context, b);
         if (code != ESP_OK) note_failure(code);
     }
+}
+
+static void run_blocks(int own)
+{
+    inside = 1;
+    for (int k = 0; k < pool.threads; k++) run_share(&pool.shares[(own + k) % pool.threads]);
     inside = 0;
 }
 
-static void *worker(void *unused)
+static inline void pause_a_little(void)
 {
-    (void)unused;
+#if defined(__x86_64__)
+    __builtin_ia32_pause();
+#elif defined(__aarch64__)
+    __asm__ volatile("yield");
+#endif
+}
+
+/* Looks out for a region after the one that was seen, for a while. */
+static void await_region(uint64_t seen)
+{
+    double end = esp_clock() + PATIENCE;
+    do {
+        for (int i = 0; i < LOOKS; i++) {
+            if (atomic_load_explicit(&pool.region, memory_order_relaxed) != seen) return;
+            pause_a_little();
+        }
+        sched_yield();
+    } while (esp_clock() < end);
+}
+
+static void await_others(void)
+{
+    double end = esp_clock() + PATIENCE;
+    do {
+        for (int i = 0; i < LOOKS; i++) {
+            if (atomic_load_explicit(&pool.busy, memory_order_relaxed) == 0) return;
+            pause_a_little();
+        }
+        sched_yield();
+    } while (esp_clock() < end);
+}
+
+static void *worker(void *own)
+{
     uint64_t seen = 0;
-    pthread_mutex_lock(&pool.lock);
     for (;;) {
-        while (pool.region == seen) pthread_cond_wait(&pool.work, &pool.lock);
-        seen = pool.region;
-        pthread_mutex_unlock(&pool.lock);
-        run_blocks();
+        await_region(seen);
         pthread_mutex_lock(&pool.lock);
-        if (--pool.busy == 0) pthread_cond_signal(&pool.done);
+        while (pool.region == seen) {
+            pool.asleep++;
+            pthread_cond_wait(&pool.work, &pool.lock);
+            pool.asleep--;
+        }
+        seen = pool.region;
+        if (pool.open) {
+            pool.busy++;
+            pthread_mutex_unlock(&pool.lock);
+            run_blocks((int)(intptr_t)own);
+            pthread_mutex_lock(&pool.lock);
+            if (--pool.busy == 0) pthread_cond_signal(&pool.done);
+        }
+        pthread_mutex_unlock(&pool.lock);
     }
     return NULL;
 }
@@ -127,7 +199,7 @@ static void start_locked(void)
     pthread_attr_setdetachstate(&detached, PTHREAD_CREATE_DETACHED);
     while (n < pool.threads) {
         pthread_t thread;
-        if (pthread_create(&thread, &detached, worker, NULL) != 0) break;
+        if (pthread_create(&thread, &detached, worker, (void *)(intptr_t)n) != 0) break;
         n++;
     }
     pthread_attr_destroy(&detached);
@@ -160,20 +232,23 @@ int esp_parallel(int64_t blocks, esp_task *task, void *context)
     if (!alone) {
         pool.task = task;
         pool.context = context;
-        pool.blocks = blocks;
         pool.code = ESP_OK;
-        atomic_store(&pool.next, 0);
+        cut_into_shares(blocks);
         atomic_store(&pool.failed, 0);
-        pool.busy = pool.threads - 1;
+        pool.open = 1;
         pool.region++;
-        pthread_cond_broadcast(&pool.work);
+        if (pool.asleep) pthread_cond_broadcast(&pool.work);
     }
     pthread_mutex_unlock(&pool.lock);
     int code;
     if (alone) {
         code = run_serially(blocks, task, context);
     } else {
-        run_blocks();
+        run_blocks(0);
+        pthread_mutex_lock(&pool.lock);
+        pool.open = 0;
+        pthread_mutex_unlock(&pool.lock);
+        await_others();
         pthread_mutex_lock(&pool.lock);
         while (pool.busy > 0) pthread_cond_wait(&pool.done, &pool.lock);
         pthread_mutex_unlock(&pool.lock);
