@@ -7,6 +7,7 @@
 #include <string.h>
 
 #include "base.h"
+#include "pages.h"
 
 enum { ALIGN = 64, STEPS = 8, CLASSES = 48 * STEPS };
 
@@ -14,9 +15,10 @@ typedef struct block {
     struct block *next;       /* in its free list */
     int64_t bytes;            /* of the data */
     int class;
+    int paged;                /* from pages.c, else from malloc */
 } block;
 
-_Static_assert(sizeof(block) <= ALIGN, "the header of a block must fit before the aligned data");
+_Static_assert(sizeof(block) <= ALIGN && (int)ALIGN <= (int)ESP_PAGES_HEAD, "the header of a block must fit before the aligned data");
 
 static struct {
     pthread_mutex_t lock;
@@ -47,35 +49,51 @@ static block *block_of(void *data) { return (block *)(void *)((char *)data - ALI
 static void trim_locked(void)
 {
     for (int c = 0; c < CLASSES; c++) {
+        block *kept = NULL;
         while (door.free[c]) {
             block *b = door.free[c];
             door.free[c] = b->next;
-            free(b);
+            if (!b->paged) {
+                free(b);
+            } else if (!esp_pages_give(b, b->bytes + ALIGN)) {
+                b->next = kept;
+                kept = b;
+            }
         }
+        door.free[c] = kept;
     }
 }
 
+static block *from_system(int64_t bytes, int paged)
+{
+    void *raw = NULL;
+    if (paged) raw = esp_pages_take(bytes, ALIGN);
+    else if (posix_memalign(&raw, ALIGN, (size_t)bytes) != 0) raw = NULL;
+    return raw;
+}
+
 /* A block of the class, from its list or the system; NULL where there is none. */
-static block *take_locked(int class, int64_t size)
+static block *take_locked(int class, int64_t size, int paged)
 {
     block *b = door.free[class];
     if (b) {
         door.free[class] = b->next;
         return b;
     }
-    void *raw = NULL;
-    if (posix_memalign(&raw, ALIGN, (size_t)(size + ALIGN)) != 0) {
+    b = from_system(size + ALIGN, paged);
+    if (!b) {
         trim_locked();
-        if (posix_memalign(&raw, ALIGN, (size_t)(size + ALIGN)) != 0) return NULL;
+        b = from_system(size + ALIGN, paged);
+        if (!b) return NULL;
     }
     door.mallocs++;
-    b = raw;
+    b->paged = paged;
     b->bytes = size;
     b->class = class;
     return b;
 }
 
-void *esp_malloc(int64_t bytes)
+static void *take(int64_t bytes, int paged)
 {
     /* Half of the address space is no block, and the sums above must not overflow. */
     if (bytes < 0 || bytes > ((int64_t)1 << 46)) {
@@ -91,7 +109,7 @@ void *esp_malloc(int64_t bytes)
     } else if (door.budget > 0 && door.live + size > door.budget) {
         esp_fail(ESP_EMEM, "memory: %lld bytes wanted, %lld of the budget of %lld are in use", (long long)bytes,
                  (long long)door.live, (long long)door.budget);
-    } else if (!(b = take_locked(class, size))) {
+    } else if (!(b = take_locked(class, size, paged))) {
         esp_fail(ESP_EMEM, "memory: the system has no %lld bytes (%lld in use)", (long long)bytes, (long long)door.live);
     } else {
         door.live += size;
@@ -99,6 +117,11 @@ void *esp_malloc(int64_t bytes)
     }
     pthread_mutex_unlock(&door.lock);
     return b ? data_of(b) : NULL;
+}
+
+void *esp_malloc(int64_t bytes)
+{
+    return take(bytes, 1);
 }
 
 void *esp_calloc(int64_t bytes)
@@ -113,9 +136,10 @@ void *esp_realloc(void *data, int64_t bytes)
     if (!data) return esp_malloc(bytes);
     block *b = block_of(data);
     if (bytes <= b->bytes) return data;
-    /* Half as much again, so that a buffer grown bit by bit is copied a logarithmic number of times. */
+    /* Half as much again, so that a buffer grown bit by bit is copied a logarithmic number of times; not in huge pages, where its unused end would
+     * be resident. */
     int64_t roomy = b->bytes + b->bytes / 2;
-    void *fresh = esp_malloc(bytes > roomy ? bytes : roomy);
+    void *fresh = take(bytes > roomy ? bytes : roomy, 0);
     if (!fresh) return NULL;
     memcpy(fresh, data, (size_t)b->bytes);
     esp_free(data);
