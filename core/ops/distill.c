@@ -57,23 +57,23 @@ int esp_kl_acc(esp_tensor *loss, esp_tensor *ds, const esp_tensor *s, const esp_
     return esp_backend_of(loss)->kl_acc(loss, ds, s, t, weight, tau);
 }
 
-/* What the stretches of one row gave: exponentials of student and teacher, their sums, and the sums of et (zt - zs). Where no gradient is wanted the
- * exponentials of one stretch overwrite those of the one before. */
+/* What the spans of one row gave: exponentials of student and teacher, their sums, and the sums of et (zt - zs). Where no gradient is wanted the
+ * exponentials of one span overwrite those of the one before. */
 typedef struct kl_row {
     float *es, *et;
-    esp_stretch *s, *t, row_s, row_t;
+    esp_span *s, *t, row_s, row_t;
     double *cross;
     int64_t parts;
 } kl_row;
 
 static int make_room(kl_row *row, int64_t V, int whole)
 {
-    row->parts = esp_ceil_div(V, ESP_STRETCH);
-    int64_t room = whole ? row->parts * ESP_STRETCH : ESP_STRETCH;
-    row->es = esp_scratch(2 * room * 4 + row->parts * (int64_t)(2 * sizeof(esp_stretch) + sizeof(double)));
+    row->parts = esp_ceil_div(V, ESP_SPAN);
+    int64_t room = whole ? row->parts * ESP_SPAN : ESP_SPAN;
+    row->es = esp_scratch(2 * room * 4 + row->parts * (int64_t)(2 * sizeof(esp_span) + sizeof(double)));
     if (!row->es) return ESP_EMEM;
     row->et = row->es + room;
-    row->s = (esp_stretch *)(void *)(row->et + room);
+    row->s = (esp_span *)(void *)(row->et + room);
     row->t = row->s + row->parts;
     row->cross = (double *)(void *)(row->t + row->parts);
     return ESP_OK;
@@ -84,7 +84,7 @@ static double row_cross(const kl_row *row, float r)
 {
     double sum = 0;
     for (int64_t k = 0; k < row->parts; k++) {
-        const esp_stretch *s = &row->s[k], *t = &row->t[k];
+        const esp_span *s = &row->s[k], *t = &row->t[k];
         if (t->sum == 0) continue;
         double apart = ((double)t->most - row->row_t.most) * r - ((double)s->most - row->row_s.most) * r;
         sum += t->worth * (row->cross[k] + t->sum * apart);
@@ -96,8 +96,8 @@ static double row_cross(const kl_row *row, float r)
 static void gradient(const kl_args *a, int64_t n, const kl_row *row)
 {
     double by = (double)a->weight[n] * a->inverse_tau, s = by / row->row_s.sum, t = by / row->row_t.sum;
-    for (int64_t from = 0, k = 0; from < a->s.cols; from += ESP_STRETCH, k++) {
-        int64_t count = esp_min(ESP_STRETCH, a->s.cols - from), at = n * a->ds.stride + from;
+    for (int64_t from = 0, k = 0; from < a->s.cols; from += ESP_SPAN, k++) {
+        int64_t count = esp_min(ESP_SPAN, a->s.cols - from), at = n * a->ds.stride + from;
         const float *es = row->es + from, *et = row->et + from;
         float x = (float)(s * row->s[k].worth), y = (float)(t * row->t[k].worth);
         if (a->ds.dtype == ESP_BF16) a->lanes->scale16((uint16_t *)a->ds.data + at, es, et, x, y, count);
@@ -119,10 +119,10 @@ static int kl_block(void *context, int64_t n)
     }
     kl_row row;
     TRY(make_room(&row, V, a->has_ds));
-    for (int64_t from = 0, k = 0; from < V; from += ESP_STRETCH, k++) {
+    for (int64_t from = 0, k = 0; from < V; from += ESP_SPAN, k++) {
         int64_t to = a->has_ds ? from : 0;
         row.cross[k] = a->lanes->pair(&row.s[k], &row.t[k], row.es + to, row.et + to, s + from, t + from, a->inverse_tau,
-                                      esp_min(ESP_STRETCH, V - from));
+                                      esp_min(ESP_SPAN, V - from));
     }
     row.row_s = esp_row_of(row.s, row.parts, a->inverse_tau);
     row.row_t = esp_row_of(row.t, row.parts, a->inverse_tau);

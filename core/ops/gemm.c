@@ -3,6 +3,7 @@
  * The output is cut into blocks whose bounds depend on its shape alone; each is one single-threaded matrix product, so the bits of the
  * result do not depend on the number of threads. A bf16 weight is widened block by block into scratch. */
 #include "backend.h"
+#include "lanes.h"
 
 enum { WEIGHT = ESP_BIT(ESP_F32) | ESP_BIT(ESP_BF16), F32 = ESP_BIT(ESP_F32) };
 
@@ -128,58 +129,46 @@ static int run(product p)
     return esp_parallel(esp_ceil_div(p.m, p.mb) * p.across, product_block, &p);
 }
 
-/* ---- a few rows (decoding): each weight is read once, which is all that counts ---- */
+/* ---- a few rows (decoding): each weight is read once, in order, which is all that counts ---- */
 
-enum { LANES = 16, OUTPUTS = 64 };
+enum { OUTPUTS = 64 };
 
-static ESP_SIMD float dot_f32(const float *restrict x, const float *restrict w, int64_t n)
-{
-    float acc[2 * LANES] = {0};
-    int64_t i = 0;
-    for (; i + 2 * LANES <= n; i += 2 * LANES) {
-        for (int l = 0; l < 2 * LANES; l++) acc[l] += x[i + l] * w[i + l];
-    }
-    for (int l = 0; i < n; i++, l++) acc[l] += x[i] * w[i];
-    float sum = 0;
-    for (int l = 0; l < 2 * LANES; l++) sum += acc[l];
-    return sum;
-}
-
-static ESP_SIMD float dot_bf16(const float *restrict x, const uint16_t *restrict w, int64_t n)
-{
-    float acc[2 * LANES] = {0};
-    int64_t i = 0;
-    for (; i + 2 * LANES <= n; i += 2 * LANES) {
-        for (int l = 0; l < 2 * LANES; l++) acc[l] += x[i + l] * esp_bf16_to_f32(w[i + l]);
-    }
-    for (int l = 0; i < n; i++, l++) acc[l] += x[i] * esp_bf16_to_f32(w[i]);
-    float sum = 0;
-    for (int l = 0; l < 2 * LANES; l++) sum += acc[l];
-    return sum;
-}
+typedef struct few_rows {
+    linear_args a;
+    const esp_lanes *lanes;
+    float *half;                          /* of a bf16 weight: of each row of x the even entries, then the odd ones, [rows, cols] */
+} few_rows;
 
 static int few_rows_block(void *context, int64_t block)
 {
-    const linear_args *a = context;
-    int64_t end = esp_min((block + 1) * OUTPUTS, a->w.rows), n = a->x.cols;
-    for (int64_t o = block * OUTPUTS; o < end; o++) {
-        for (int64_t r = 0; r < a->x.rows; r++) {
-            const float *x = (const float *)a->x.data + r * a->x.stride;
-            float *y = (float *)a->y.data + r * a->y.stride;
-            y[o] = a->w.dtype == ESP_F32 ? dot_f32(x, (const float *)a->w.data + o * a->w.stride, n)
-                                         : dot_bf16(x, (const uint16_t *)a->w.data + o * a->w.stride, n);
-        }
+    const few_rows *f = context;
+    const linear_args *a = &f->a;
+    int64_t from = block * OUTPUTS, outputs = esp_min(OUTPUTS, a->w.rows - from), n = a->x.cols;
+    for (int64_t r = 0; r < a->x.rows; r++) {
+        const float *x = (const float *)a->x.data + r * a->x.stride;
+        float *y = (float *)a->y.data + r * a->y.stride + from;
+        if (a->w.dtype == ESP_F32) f->lanes->dots(y, x, (const float *)a->w.data + from * a->w.stride, a->w.stride, outputs, n);
+        else f->lanes->dots16(y, x, f->half + r * n, (const uint16_t *)a->w.data + from * a->w.stride, a->w.stride, outputs, n);
     }
     return ESP_OK;
 }
 
-/* ---- kernels ---- */
-
-int esp_linear_few(const esp_rows *x, const esp_rows *w, const esp_rows *y)
+int esp_linear_few(const esp_rows *x_rows, const esp_rows *w, const esp_rows *y)
 {
-    linear_args a = {*x, *w, *y};
-    return esp_parallel(esp_ceil_div(w->rows, OUTPUTS), few_rows_block, &a);
+    few_rows f = {.a = {*x_rows, *w, *y}};
+    int64_t n = x_rows->cols;
+    TRY(esp_lanes_of(&f.lanes));
+    if (w->dtype != ESP_F32) {
+        if (!(f.half = esp_scratch(x_rows->rows * n * 4))) return ESP_EMEM;
+        for (int64_t r = 0; r < x_rows->rows; r++) {
+            const float *x = (const float *)x_rows->data + r * x_rows->stride;
+            for (int64_t i = 0; i < n / 2; i++) f.half[r * n + i] = x[2 * i], f.half[r * n + n / 2 + i] = x[2 * i + 1];
+        }
+    }
+    return esp_parallel(esp_ceil_div(w->rows, OUTPUTS), few_rows_block, &f);
 }
+
+/* ---- kernels ---- */
 
 int esp_cpu_linear(esp_tensor *y, const esp_tensor *x, const esp_tensor *w)
 {

@@ -1,4 +1,4 @@
-/* The rows of lanes.h on any machine (SSE2, NEON, or what the compiler makes of vectors of four), the choice of a table, and what joins stretches. */
+/* The rows of lanes.h on any machine (SSE2, NEON, or what the compiler makes of vectors of four), the choice of a table, and what joins spans. */
 #include <math.h>
 #include <stddef.h>
 
@@ -30,6 +30,14 @@ INLINE vec v_max(vec a, vec b)
     mask m = a > b;
     return (vec)((m & (mask)a) | (~m & (mask)b));
 }
+INLINE float v_sum(vec x) { return (x[0] + x[1]) + (x[2] + x[3]); }
+INLINE vec v_even(const uint16_t *x)
+{
+    vec v = {0};
+    for (int l = 0; l < LANES; l++) v[l] = esp_bf16_to_f32(x[2 * l]);
+    return v;
+}
+INLINE vec v_odd(const uint16_t *x) { return v_even(x + 1); }
 INLINE mask v_live(vec z) { return ~(z < -87.0f); }
 
 /* esp_expf (formula.h) on four: the loop that would call it is not always turned into vectors. */
@@ -56,7 +64,7 @@ INLINE void v_store16(uint16_t *to, vec x)
 
 #include "lanes_rows.h"
 
-const esp_lanes esp_lanes_generic = {sums, pair, scale, scale_acc, scale16, less, less_exp};
+const esp_lanes esp_lanes_generic = {sums, pair, scale, scale_acc, scale16, less, less_exp, dots, dots16};
 
 int esp_lanes_of(const esp_lanes **out)
 {
@@ -67,9 +75,9 @@ int esp_lanes_of(const esp_lanes **out)
     return ESP_OK;
 }
 
-esp_stretch esp_row_of(esp_stretch *part, int64_t parts, float r)
+esp_span esp_row_of(esp_span *part, int64_t parts, float r)
 {
-    esp_stretch row = {.most = -INFINITY, .worth = 1};
+    esp_span row = {.most = -INFINITY, .worth = 1};
     for (int64_t k = 0; k < parts; k++) {
         if (part[k].sum != 0 && !(part[k].most <= row.most)) row.most = part[k].most;
     }

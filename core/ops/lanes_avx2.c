@@ -19,6 +19,15 @@ INLINE vec v_sub(vec a, vec b) { return _mm256_sub_ps(a, b); }
 INLINE vec v_mul(vec a, vec b) { return _mm256_mul_ps(a, b); }
 INLINE vec v_fma(vec a, vec b, vec c) { return _mm256_fmadd_ps(a, b, c); }
 INLINE vec v_max(vec a, vec b) { return _mm256_max_ps(a, b); }
+INLINE float v_sum(vec x)
+{
+    __m128 a = _mm_add_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
+    a = _mm_add_ps(a, _mm_movehl_ps(a, a));
+    return _mm_cvtss_f32(_mm_add_ss(a, _mm_movehdup_ps(a)));
+}
+INLINE __m256i v_words(const uint16_t *x) { return _mm256_loadu_si256((const __m256i *)(const void *)x); }
+INLINE vec v_even(const uint16_t *x) { return _mm256_castsi256_ps(_mm256_slli_epi32(v_words(x), 16)); }
+INLINE vec v_odd(const uint16_t *x) { return _mm256_castsi256_ps(_mm256_and_si256(v_words(x), _mm256_set1_epi32((int)0xffff0000))); }
 INLINE mask v_live(vec z) { return _mm256_cmp_ps(z, _mm256_set1_ps(-87.0f), _CMP_NLT_UQ); }
 INLINE vec v_keep(mask m, vec x) { return _mm256_and_ps(m, x); }
 
@@ -51,7 +60,7 @@ INLINE void v_store16(uint16_t *to, vec x)
 
 #include "lanes_rows.h"
 
-const esp_lanes esp_lanes_avx2 = {sums, pair, scale, scale_acc, scale16, less, less_exp};
+const esp_lanes esp_lanes_avx2 = {sums, pair, scale, scale_acc, scale16, less, less_exp, dots, dots16};
 #else
 /* Never picked on this machine. */
 const esp_lanes esp_lanes_avx2 = {0};

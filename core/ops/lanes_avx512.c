@@ -19,6 +19,12 @@ INLINE vec v_sub(vec a, vec b) { return _mm512_sub_ps(a, b); }
 INLINE vec v_mul(vec a, vec b) { return _mm512_mul_ps(a, b); }
 INLINE vec v_fma(vec a, vec b, vec c) { return _mm512_fmadd_ps(a, b, c); }
 INLINE vec v_max(vec a, vec b) { return _mm512_max_ps(a, b); }
+INLINE float v_sum(vec x) { return _mm512_reduce_add_ps(x); }
+INLINE vec v_even(const uint16_t *x) { return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_loadu_si512(x), 16)); }
+INLINE vec v_odd(const uint16_t *x)
+{
+    return _mm512_castsi512_ps(_mm512_and_si512(_mm512_loadu_si512(x), _mm512_set1_epi32((int)0xffff0000)));
+}
 INLINE mask v_live(vec z) { return _mm512_cmp_ps_mask(z, _mm512_set1_ps(-87.0f), _CMP_NLT_UQ); }
 INLINE vec v_keep(mask m, vec x) { return _mm512_maskz_mov_ps(m, x); }
 
@@ -61,8 +67,8 @@ static ESP_AVX512_BF16 void scale16_rounded(uint16_t *y, const float *x, const f
     }
 }
 
-const esp_lanes esp_lanes_avx512 = {sums, pair, scale, scale_acc, scale16, less, less_exp};
-const esp_lanes esp_lanes_avx512_bf16 = {sums, pair, scale, scale_acc, scale16_rounded, less, less_exp};
+const esp_lanes esp_lanes_avx512 = {sums, pair, scale, scale_acc, scale16, less, less_exp, dots, dots16};
+const esp_lanes esp_lanes_avx512_bf16 = {sums, pair, scale, scale_acc, scale16_rounded, less, less_exp, dots, dots16};
 #else
 /* Never picked on this machine. */
 const esp_lanes esp_lanes_avx512 = {0}, esp_lanes_avx512_bf16 = {0};

@@ -1,14 +1,17 @@
-/* The functions of one table of lanes.h, over the vectors of the file that includes this. It has defined before:
+/* The functions of one table of lanes.h, over the vectors of the file that includes this. That defines before:
  *
  *   INLINE               static inline always, and the target; TARGET: the target alone
  *   vec, mask, LANES     LANES f32, and what a comparison of them gives
  *   v_set, v_load, v_store, v_add, v_sub, v_mul, v_fma (a b + c), v_max (b where a is NaN)
  *   v_live (not below -87), v_keep (0 elsewhere), v_exp (of -87 and more, within 2 units in the last place; NaN stays; below, anything)
+ *   v_sum                of the lanes
  *   v_store16            rounded to bf16, to nearest even; NaN stays
+ *   v_even, v_odd        every other one of 2 LANES bf16
  */
 #include <math.h>
 #include <string.h>
 
+#include "../tensor/tensor.h"
 #include "lanes.h"
 
 /* n < LANES numbers, and `fill` in the other lanes. */
@@ -59,7 +62,7 @@ INLINE vec v_kept_exp(vec z)
     return v_keep(v_live(z), v_exp(z));
 }
 
-static TARGET void sums(esp_stretch *out, float *e, const float *x, float r, int64_t n)
+static TARGET void sums(esp_span *out, float *e, const float *x, float r, int64_t n)
 {
     out->most = v_most(x, n);
     vec most = v_set(out->most), by = v_set(r), a = v_set(0), b = a;
@@ -97,7 +100,7 @@ INLINE void v_pair(pair_sums *sum, vec *es, vec *et, vec s, vec t, vec ms, vec m
     sum->cross = v_fma(*et, v_keep(live, v_sub(zt, zs)), sum->cross);
 }
 
-static TARGET double pair(esp_stretch *s_out, esp_stretch *t_out, float *es, float *et, const float *s, const float *t, float r, int64_t n)
+static TARGET double pair(esp_span *s_out, esp_span *t_out, float *es, float *et, const float *s, const float *t, float r, int64_t n)
 {
     s_out->most = v_most(s, n);
     t_out->most = v_most(t, n);
@@ -162,4 +165,39 @@ static TARGET void less_exp(float *y, const float *x, const float *z, float shif
     int64_t i = 0;
     for (; i + LANES <= n; i += LANES) v_store(y + i, v_fma(v_kept_exp(v_load(z + i)), by, v_load(x + i)));
     if (i < n) v_store_part(y + i, v_fma(v_kept_exp(v_part(z + i, n - i, 0)), by, v_part(x + i, n - i, 0)), n - i);
+}
+
+static TARGET void dots(float *y, const float *x, const float *w, int64_t stride, int64_t outputs, int64_t n)
+{
+    for (int64_t o = 0; o < outputs; o++, w += stride) {
+        vec a = v_set(0), b = a, c = a, d = a;
+        int64_t i = 0;
+        for (; i + 4 * LANES <= n; i += 4 * LANES) {
+            a = v_fma(v_load(x + i), v_load(w + i), a);
+            b = v_fma(v_load(x + i + LANES), v_load(w + i + LANES), b);
+            c = v_fma(v_load(x + i + 2 * LANES), v_load(w + i + 2 * LANES), c);
+            d = v_fma(v_load(x + i + 3 * LANES), v_load(w + i + 3 * LANES), d);
+        }
+        for (; i + LANES <= n; i += LANES) a = v_fma(v_load(x + i), v_load(w + i), a);
+        if (i < n) b = v_fma(v_part(x + i, n - i, 0), v_part(w + i, n - i, 0), b);
+        y[o] = v_sum(v_add(v_add(a, b), v_add(c, d)));
+    }
+}
+
+static TARGET void dots16(float *y, const float *x, const float *half, const uint16_t *w, int64_t stride, int64_t outputs, int64_t n)
+{
+    const float *even = half, *odd = half + n / 2;
+    for (int64_t o = 0; o < outputs; o++, w += stride) {
+        vec a = v_set(0), b = a, c = a, d = a;
+        int64_t i = 0;
+        for (; i + 4 * LANES <= n; i += 4 * LANES) {
+            a = v_fma(v_load(even + i / 2), v_even(w + i), a);
+            b = v_fma(v_load(odd + i / 2), v_odd(w + i), b);
+            c = v_fma(v_load(even + i / 2 + LANES), v_even(w + i + 2 * LANES), c);
+            d = v_fma(v_load(odd + i / 2 + LANES), v_odd(w + i + 2 * LANES), d);
+        }
+        float rest = 0;
+        for (; i < n; i++) rest += x[i] * esp_bf16_to_f32(w[i]);
+        y[o] = v_sum(v_add(v_add(a, b), v_add(c, d))) + rest;
+    }
 }

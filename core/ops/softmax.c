@@ -34,43 +34,43 @@ static int check_pair(softmax_args *a, const char *op, esp_tensor *y, const esp_
     return esp_lanes_of(&a->lanes);
 }
 
-/* Sums of a row, its stretches' in part[]; exponentials go to e (NULL: nowhere; may be x). */
-static esp_stretch sums_of(const softmax_args *a, esp_stretch *part, float *e, const float *x)
+/* Sums of a row, its spans' in part[]; exponentials go to e (NULL: nowhere; may be x). */
+static esp_span sums_of(const softmax_args *a, esp_span *part, float *e, const float *x)
 {
     int64_t parts = 0;
-    for (int64_t from = 0; from < a->x.cols; from += ESP_STRETCH, parts++) {
-        a->lanes->sums(&part[parts], e ? e + from : NULL, x + from, 1, esp_min(ESP_STRETCH, a->x.cols - from));
+    for (int64_t from = 0; from < a->x.cols; from += ESP_SPAN, parts++) {
+        a->lanes->sums(&part[parts], e ? e + from : NULL, x + from, 1, esp_min(ESP_SPAN, a->x.cols - from));
     }
     return esp_row_of(part, parts, 1);
 }
 
 /* Exponentials e of a row become y = e by / what they add up to, relative to the row's maximum; y may be e. accumulate: y += that. */
-static void share_out(const softmax_args *a, float *y, const float *e, const esp_stretch *part, const esp_stretch *row, double by, int accumulate)
+static void share_out(const softmax_args *a, float *y, const float *e, const esp_span *part, const esp_span *row, double by, int accumulate)
 {
-    for (int64_t from = 0, k = 0; from < a->x.cols; from += ESP_STRETCH, k++) {
+    for (int64_t from = 0, k = 0; from < a->x.cols; from += ESP_SPAN, k++) {
         float factor = (float)(by / row->sum * part[k].worth);
-        (accumulate ? a->lanes->scale_acc : a->lanes->scale)(y + from, e + from, e + from, factor, 0, esp_min(ESP_STRETCH, a->x.cols - from));
+        (accumulate ? a->lanes->scale_acc : a->lanes->scale)(y + from, e + from, e + from, factor, 0, esp_min(ESP_SPAN, a->x.cols - from));
     }
 }
 
-/* Room for the stretches of a row and, where wanted, for its exponentials. */
-static esp_stretch *room_of(const softmax_args *a, float **e)
+/* Room for the spans of a row and, where wanted, for its exponentials. */
+static esp_span *room_of(const softmax_args *a, float **e)
 {
-    int64_t parts = esp_ceil_div(a->x.cols, ESP_STRETCH);
-    char *room = esp_scratch(parts * (int64_t)sizeof(esp_stretch) + (e ? a->x.cols * 4 : 0));
-    if (room && e) *e = (float *)(void *)(room + parts * (int64_t)sizeof(esp_stretch));
-    return (esp_stretch *)(void *)room;
+    int64_t parts = esp_ceil_div(a->x.cols, ESP_SPAN);
+    char *room = esp_scratch(parts * (int64_t)sizeof(esp_span) + (e ? a->x.cols * 4 : 0));
+    if (room && e) *e = (float *)(void *)(room + parts * (int64_t)sizeof(esp_span));
+    return (esp_span *)(void *)room;
 }
 
 static int softmax_block(void *context, int64_t block)
 {
     const softmax_args *a = context;
     int64_t end = esp_min((block + 1) * a->rows_per_block, a->x.rows);
-    esp_stretch *part = room_of(a, NULL);
+    esp_span *part = room_of(a, NULL);
     if (!part) return ESP_EMEM;
     for (int64_t n = block * a->rows_per_block; n < end; n++) {
         float *y = row(&a->y, n), *x = row(&a->x, n);
-        esp_stretch all = sums_of(a, part, a->logs ? NULL : y, x);
+        esp_span all = sums_of(a, part, a->logs ? NULL : y, x);
         if (a->logs) a->lanes->less(y, x, all.most, (float)log(all.sum), a->x.cols);
         else share_out(a, y, y, part, &all, 1, 0);
     }
@@ -201,7 +201,7 @@ int esp_cross_entropy_acc(esp_tensor *loss, esp_tensor *ds, const esp_tensor *s,
 }
 
 /* ds (+)= softmax * w, and -w more at the target. */
-static void entropy_row(const softmax_args *a, int64_t n, esp_stretch *part, float *e)
+static void entropy_row(const softmax_args *a, int64_t n, esp_span *part, float *e)
 {
     const float *s = row(&a->x, n);
     float *ds = a->has_ds ? row(&a->ds, n) : NULL;
@@ -215,7 +215,7 @@ static void entropy_row(const softmax_args *a, int64_t n, esp_stretch *part, flo
     }
     double at = s[target];
     if (ds && !a->accumulate) e = ds;
-    esp_stretch all = sums_of(a, part, e, s);
+    esp_span all = sums_of(a, part, e, s);
     a->loss[n] = (float)(w * (log(all.sum) + ((double)all.most - at)));
     if (!ds) return;
     share_out(a, ds, e, part, &all, w, a->accumulate);
@@ -227,7 +227,7 @@ static int entropy_block(void *context, int64_t block)
     const softmax_args *a = context;
     int64_t end = esp_min((block + 1) * a->rows_per_block, a->x.rows);
     float *e = NULL;
-    esp_stretch *part = room_of(a, a->accumulate ? &e : NULL);
+    esp_span *part = room_of(a, a->accumulate ? &e : NULL);
     if (!part) return ESP_EMEM;
     for (int64_t n = block * a->rows_per_block; n < end; n++) entropy_row(a, n, part, e);
     return ESP_OK;

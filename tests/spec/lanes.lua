@@ -119,6 +119,31 @@ t.test("KL and its gradient, at every length and temperature", function()
   end
 end)
 
+t.test("products of a few rows read a weight as it stands, in f32 or bf16, whole or a prefix of a wider one", function()
+  for k, I in ipairs(lengths) do
+    esp.scope(function()
+      local N, O = k % 4 + 1, ({ 1, 63, 64, 131 })[k % 4 + 1]
+      local x, y = tensor.normal({ N, I + 3 }, { seed = I }):narrow(1, 2, I), tensor.full({ N, O + 2 }, 7)
+      local wide = tensor.normal({ O + 1, I + k % 3 }, { seed = I + 1 })
+      for _, dtype in ipairs { "f32", "bf16" } do
+        local w = wide:to(dtype):narrow(1, 0, I):narrow(0, 0, O)
+        c.linear(y:narrow(1, 1, O).c, x.c, w.c)
+        local a, b, want = rows.flat(x), rows.flat(w:to "f32"), {}
+        for n = 0, N - 1 do
+          want[#want + 1] = 7
+          for o = 0, O - 1 do
+            local sum = 0
+            for i = 1, I do sum = sum + a[n * I + i] * b[o * I + i] end
+            want[#want + 1] = sum
+          end
+          want[#want + 1] = 7
+        end
+        rows.compare(rows.flat(y), want, 1e-6, string.format("%dx%dx%d %s", N, I, O, dtype), math.sqrt(I))
+      end
+    end)
+  end
+end)
+
 t.test("masked logits count nothing, in vectors and tails", function()
   for _, V in ipairs { 5, 67, 4103 } do
     local s, teacher = logits(1, V, 1, 3), logits(1, V, 2, 3)
