@@ -20,8 +20,12 @@
 
 enum { MOST_THREADS = 256, LOOKS = 64 };
 
-/* How long a thread looks out before it sleeps: longer than Lua needs from one operation to the next. */
-static const double PATIENCE = 100e-6;
+/* How long a thread looks out before it sleeps, in seconds: twice as long as it worked last, as what it saves is a part of that, and at most longer
+ * than Lua needs from one operation to the next. */
+static double patience(double worked)
+{
+    return worked < 50e-6 ? 2 * worked : 100e-6;
+}
 
 static atomic_int stop_asked;
 
@@ -135,36 +139,33 @@ static inline void pause_a_little(void)
 #endif
 }
 
-/* Looks out for a region after the one that was seen, for a while. */
-static void await_region(uint64_t seen)
+/* Looks out for a region after the one that was seen. */
+static void await_region(uint64_t seen, double until)
 {
-    double end = esp_clock() + PATIENCE;
     do {
         for (int i = 0; i < LOOKS; i++) {
             if (atomic_load_explicit(&pool.region, memory_order_relaxed) != seen) return;
             pause_a_little();
         }
-        sched_yield();
-    } while (esp_clock() < end);
+    } while (esp_clock() < until);
 }
 
-static void await_others(void)
+static void await_others(double until)
 {
-    double end = esp_clock() + PATIENCE;
     do {
         for (int i = 0; i < LOOKS; i++) {
             if (atomic_load_explicit(&pool.busy, memory_order_relaxed) == 0) return;
             pause_a_little();
         }
-        sched_yield();
-    } while (esp_clock() < end);
+    } while (esp_clock() < until);
 }
 
 static void *worker(void *own)
 {
     uint64_t seen = 0;
+    double until = 0;
     for (;;) {
-        await_region(seen);
+        await_region(seen, until);
         pthread_mutex_lock(&pool.lock);
         while (pool.region == seen) {
             pool.asleep++;
@@ -175,7 +176,10 @@ static void *worker(void *own)
         if (pool.open) {
             pool.busy++;
             pthread_mutex_unlock(&pool.lock);
+            double start = esp_clock();
             run_blocks((int)(intptr_t)own);
+            until = esp_clock();
+            until += patience(until - start);
             pthread_mutex_lock(&pool.lock);
             if (--pool.busy == 0) pthread_cond_signal(&pool.done);
         }
@@ -244,11 +248,13 @@ int esp_parallel(int64_t blocks, esp_task *task, void *context)
     if (alone) {
         code = run_serially(blocks, task, context);
     } else {
+        double start = esp_clock();
         run_blocks(0);
         pthread_mutex_lock(&pool.lock);
         pool.open = 0;
         pthread_mutex_unlock(&pool.lock);
-        await_others();
+        double now = esp_clock();
+        await_others(now + patience(now - start));
         pthread_mutex_lock(&pool.lock);
         while (pool.busy > 0) pthread_cond_wait(&pool.done, &pool.lock);
         pthread_mutex_unlock(&pool.lock);
