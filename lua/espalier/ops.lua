@@ -112,25 +112,19 @@ end
 --- The same elements under another shape (one entry may be -1).
 function ops.view(x, ...)
   local shape = type((...)) == "table" and (...) or { ... }
+  if not tape.records(x) then return tensor.view(x, shape) end
   return view_op(x, function(t) return tensor.view(t, shape) end, function(dy)
     return tensor.view(tensor.contiguous(dy), x.shape)
   end)
 end
 
-function ops.narrow(x, axis, start, n)
-  return view_op(x, function(t) return tensor.narrow(t, axis, start, n) end)
-end
-
-function ops.select(x, axis, index)
-  return view_op(x, function(t) return tensor.select(t, axis, index) end)
-end
-
-function ops.permute(x, axes)
-  return view_op(x, function(t) return tensor.permute(t, axes) end)
-end
-
-function ops.transpose(x, a, b)
-  return view_op(x, function(t) return tensor.transpose(t, a, b) end)
+-- Views whose gradient goes to their part of a tensor of zeros.
+for _, name in ipairs { "narrow", "select", "permute", "transpose" } do
+  local make = tensor[name]
+  ops[name] = function(x, a, b, n)
+    if not tape.records(x) then return make(x, a, b, n) end
+    return view_op(x, function(t) return make(t, a, b, n) end)
+  end
 end
 
 -- A gradient summed back to the shape that was repeated.

@@ -20,6 +20,11 @@ function tape.recording()
   return recording
 end
 
+--- Would an operation on x be recorded now?
+function tape.records(x)
+  return recording and x.requires_grad
+end
+
 local function restore(before, ok, ...)
   recording = before
   if not ok then error((...), 0) end

@@ -22,8 +22,11 @@ local name_of = { [0] = "f32", "bf16", "f16", "i32", "u8", "f64", "f8_e4m3", "f8
 local ctype_of = { f32 = "float *", bf16 = "uint16_t *", f16 = "uint16_t *", i32 = "int32_t *", u8 = "uint8_t *", f64 = "double *",
   f8_e4m3 = "uint8_t *", f8_e5m2 = "uint8_t *" }
 
-local handle = core.typeof "esp_tensor *[1]"
-local dims = core.typeof "int64_t[?]"
+-- What the core reads while it makes a tensor: two arrays of dimensions and a place for the handle, the same ones each time, as making tensors is
+-- most of what Lua does in a small model.
+local MOST = tonumber(C.ESP_MAX_DIMS)
+local sizes, steps = core.new("int64_t[?]", MOST), core.new("int64_t[?]", MOST)
+local out = core.new "esp_tensor *[1]"
 
 --- Called with each new tensor, and true where it has bytes of its own and is no view (set by tape.lua for esp.scope).
 M.on_new = nil
@@ -54,17 +57,23 @@ local function collected()
   collect_above = math.max(2 ^ 28, 2 * tonumber(C.esp_memory_live()))
 end
 
+-- The number of dimensions of a shape; the arrays have room for it.
+local function room(shape, what)
+  if #shape > MOST then fail("%s: %d dimensions, want at most %d", what, #shape, MOST) end
+  return #shape
+end
+
+-- Puts a shape into sizes and returns the number of its dimensions.
 local function dims_of(shape, what)
-  local n = #shape
-  local array = dims(math.max(n, 1))
+  local n = room(shape, what)
   for d = 1, n do
     local size = shape[d]
     if type(size) ~= "number" or size ~= math.floor(size) or size < 0 or size > 2 ^ 52 then
       fail("%s: dimension %d is %s, want a whole number from 0", what, d - 1, tostring(size))
     end
-    array[d - 1] = size
+    sizes[d - 1] = size
   end
-  return array, n
+  return n
 end
 
 local function dtype_code(dtype, what)
@@ -75,12 +84,12 @@ end
 function M.new(shape, dtype)
   if type(shape) ~= "table" then fail("tensor.new: shape is %s, want a list of numbers", type(shape)) end
   dtype = dtype or "f32"
-  local array, n = dims_of(shape, "tensor.new")
-  local out, code = handle(), dtype_code(dtype, "tensor.new")
+  local code = dtype_code(dtype, "tensor.new")
   if tonumber(C.esp_memory_live()) > collect_above then collected() end
-  if C.esp_tensor_new(out, code, n, array) ~= 0 then
+  local n = dims_of(shape, "tensor.new")
+  if C.esp_tensor_new(out, code, n, sizes) ~= 0 then
     collected()
-    core.try(C.esp_tensor_new(out, code, n, array))
+    core.try(C.esp_tensor_new(out, code, n, sizes))
   end
   local own = {}
   for d = 1, n do own[d] = tonumber(shape[d]) end
@@ -290,6 +299,13 @@ function Tensor:copy_from(x)
   return self
 end
 
-M.dims_of, M.adopt, M.dtype_code = dims_of, wrap, dtype_code
+--- A view of t; shape: a list that becomes its own; offset in elements; strides are read from `steps`, where the caller left them.
+function M.view_of(t, shape, offset)
+  local n = dims_of(shape, "view")
+  core.try(C.esp_tensor_view(out, t.c, n, sizes, steps, offset))
+  return wrap(out[0], shape, t.dtype)
+end
+
+M.steps, M.room, M.dtype_code = steps, room, dtype_code
 
 return M

@@ -5,7 +5,7 @@ local tensor = require "espalier.tensor.base"
 local fail = require "espalier.fail"
 
 local C, ops = core.C, core.ops
-local dims = core.typeof "int64_t[?]"
+local steps, room, view_of = tensor.steps, tensor.room, tensor.view_of
 local M = {}
 
 local function axis_of(t, axis, what)
@@ -21,14 +21,9 @@ M.axis_of = axis_of
 
 --- Any view: shape and strides as lists, offset in elements from the first element of t.
 function M.as_strided(t, shape, strides, offset)
-  local array, n = tensor.dims_of(shape, "view")
-  local step = dims(math.max(n, 1))
-  for d = 1, n do step[d - 1] = strides[d] end
-  local out = core.new "esp_tensor *[1]"
-  core.try(C.esp_tensor_view(out, t.c, n, array, step, offset))
   local own = {}
-  for d = 1, n do own[d] = tonumber(shape[d]) end
-  return tensor.adopt(out[0], own, t.dtype)
+  for d = 1, room(shape, "view") do own[d], steps[d - 1] = tonumber(shape[d]), strides[d] end
+  return view_of(t, own, offset)
 end
 
 --- The same elements in order under another shape (one entry may be -1); t must be dense.
@@ -45,16 +40,16 @@ function M.view(t, shape)
     end
   end
   if free then own[free] = known > 0 and count / known or 0 end
-  local strides, product = {}, 1
-  for d = #own, 1, -1 do
-    strides[d] = product
+  local product = 1
+  for d = room(own, "view"), 1, -1 do
+    steps[d - 1] = product
     product = product * own[d]
   end
   if product ~= count or (free and own[free] ~= math.floor(own[free])) then
     fail("view: %s has %d elements, want %s", tensor.shape_text(t), count, "[" .. table.concat(shape, ", ") .. "]")
   end
   if not t:is_dense() then fail("view: the tensor %s is a strided view; make it contiguous first", tensor.shape_text(t)) end
-  return M.as_strided(t, own, strides, 0)
+  return view_of(t, own, 0)
 end
 
 --- n indices of an axis from start on.
@@ -64,10 +59,10 @@ function M.narrow(t, axis, start, n)
   if type(start) ~= "number" or type(n) ~= "number" or start < 0 or n < 0 or start + n > size then
     fail("narrow: %s indices from %s on axis %d of %s, which has %d", tostring(n), tostring(start), d, tensor.shape_text(t), size)
   end
-  local shape, strides = {}, t:strides()
-  for i, s in ipairs(t.shape) do shape[i] = s end
-  shape[d + 1] = n
-  return M.as_strided(t, shape, strides, n > 0 and start * strides[d + 1] or 0)
+  local own, from = {}, C.esp_tensor_stride(t.c)
+  for i = 1, #t.shape do own[i], steps[i - 1] = t.shape[i], from[i - 1] end
+  own[d + 1] = n
+  return view_of(t, own, n > 0 and start * steps[d] or 0)
 end
 
 --- One index of an axis; the axis goes.
