@@ -170,7 +170,7 @@ static ESP_SIMD void gradients_bf16(uint32_t *p_words, uint32_t *d_words, int64_
 
 #define INLINE static inline __attribute__((always_inline)) ESP_AVX512_BF16
 
-/* As esp_exp2f. */
+/* As esp_exp2f, by a polynomial of degree 5 with the least largest relative error: two units in the last place, which bf16 does not see. */
 INLINE __m512 exp2_16(__m512 x)
 {
     const __m512 magic = _mm512_set1_ps(12583039.0f);
