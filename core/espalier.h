@@ -266,19 +266,38 @@ enum esp_activation { ESP_SILU = 0, ESP_GELU_TANH = 1, ESP_RELU2 = 2 };
               const esp_tensor *factor, double beta1, double beta2, double eps, double decay)) \
     \
     /* -- importance.c: statistics f64, added up. Even rows of the data go to half 0, odd rows to half 1: x[b] is row first + b. \
-     * lengths i32 [B] or NULL (T): tokens of each row that count -- */ \
+     * lengths i32 [B] or NULL (T): tokens of each row that count. x f32 or bf16, its channels dense -- */ \
     /* stats[2,8,C] += over rows b of x[B,T,C]: sum and sum of squares of mean_t |x|; of sqrt(sum_t x^2); of var_t x (population); \
      * then the sums of x and of |x| over all tokens. From these come the nine batch x seq aggregations (2407.14679 section 2.2) */ \
     X(channel_stats_acc, (esp_tensor *stats, const esp_tensor *x, const esp_tensor *lengths, int64_t first)) \
+    /* the same of f(x), kind one of esp_activation */ \
+    X(activation_stats_acc, (esp_tensor *stats, const esp_tensor *x, int kind, const esp_tensor *lengths, int64_t first)) \
+    /* the same of the lengths of units: u, `width` neighbouring channels, or root[i] u where root[units,width,width] is given */ \
+    X(unit_stats_acc, (esp_tensor *stats, const esp_tensor *x, const esp_tensor *root, int64_t width, const esp_tensor *lengths, int64_t first)) \
+    /* the same of the lengths of pairs that turn together, x[B,T,H,D]: of channels c and c + turning/2, c < turning/2; stats[2,8,H*turning/2] */ \
+    X(pair_stats_acc, (esp_tensor *stats, const esp_tensor *x, int64_t turning, const esp_tensor *lengths, int64_t first)) \
+    \
+    /* -- taylor.c, angles.c: as importance.c -- */ \
     /* stats[2,4,C/width] += of p = sum over `width` neighbouring channels of x g, g the gradient by x[B,T,C]: over tokens the sums of p and of \
      * |p|; over rows the sum of (sum_t p)^2; over tokens the sum of sum g^2 */ \
     X(taylor_stats_acc, (esp_tensor *stats, const esp_tensor *x, const esp_tensor *g, int64_t width, int64_t first)) \
     /* stats[2,3] += of c = cos(a, b), a and b [B,T,C]: over tokens the sums of c and of arccos(c)/pi, over rows that of arccos(c)/pi at the \
      * row's last token. A vector of zeros has c = 0. The halves of stats may lie apart */ \
     X(angle_stats_acc, (esp_tensor *stats, const esp_tensor *a, const esp_tensor *b, const esp_tensor *lengths, int64_t first)) \
-    /* sums[C] += over tokens of the length of r + a_c w_c: what leaves an output with column w_c beside the r [..] that left it already. \
-     * a[B,T,C]; rw[B,T,C] = r . w_c; r[B,T] = length of r; w[C] = length of w_c (2411.19146 appendix A, channel after channel) */ \
-    X(contribution_acc, (esp_tensor *sums, const esp_tensor *a, const esp_tensor *rw, const esp_tensor *r, const esp_tensor *w, const esp_tensor *lengths))
+    /* the same of all pairs of streams x[L+1,B,T,C]: stats[2,L,L,3], streams i and j, i < j, at [..,i,j-1,..] */ \
+    X(stream_stats_acc, (esp_tensor *stats, const esp_tensor *x, const esp_tensor *lengths, int64_t first)) \
+    \
+    /* -- contribution.c -- */ \
+    /* sums[C] (f64) += over tokens of the length of r + a_c w_c: what leaves an output with column w_c beside the r [..] that left it already. \
+     * a[B,T,C], f32 or bf16; rw[B,T,C] = r . w_c; r[B,T] = length of r; w[C] = length of w_c (2411.19146 appendix A, channel after channel) */ \
+    X(contribution_acc, (esp_tensor *sums, const esp_tensor *a, const esp_tensor *rw, const esp_tensor *r, const esp_tensor *w, const esp_tensor *lengths)) \
+    \
+    /* -- gram.c, weightsums.c: of weights w[O,I], f32 or bf16 -- */ \
+    /* root[I/width,width,width] (f32, upper triangular): root[i]' root[i] = W' W of the i-th `width` columns W of w, so |root[i] u| = |W u|. Where \
+     * columns depend on others rows of zeros stand */ \
+    X(gram_root, (esp_tensor *root, const esp_tensor *w, int64_t width)) \
+    /* stats[2,n] (f64) += sums of |w| and of w^2 over an axis: 0 leaves the columns, 1 the rows */ \
+    X(weight_sums_acc, (esp_tensor *stats, const esp_tensor *w, int axis))
 
 #define ESP_PROTOTYPE(name, params) int esp_##name params;
 ESP_OPS(ESP_PROTOTYPE)

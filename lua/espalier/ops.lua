@@ -53,9 +53,14 @@ end
 
 local activations = { silu = core.C.ESP_SILU, gelu_tanh = core.C.ESP_GELU_TANH, relu2 = core.C.ESP_RELU2 }
 
+--- The core's number of an activation: "silu" (nil too), "gelu_tanh" or "relu2".
+function ops.activation(kind)
+  return activations[kind or "silu"] or fail("gate: kind is '%s', want silu, gelu_tanh or relu2", tostring(kind))
+end
+
 --- f(gate) * up, or f(gate) where up is nil; kind: f is "silu" (the default), "gelu_tanh" or "relu2".
 function ops.gate(gate, up, kind)
-  local code = activations[kind or "silu"] or fail("gate: kind is '%s', want silu, gelu_tanh or relu2", tostring(kind))
+  local code = ops.activation(kind)
   return (apply(rows.gate, { n = 2, need("gate", "gate", gate), up and need("gate", "up", up) }, { kind = code }))
 end
 

@@ -538,7 +538,7 @@ t.test("Ctrl-C in a task keeps the pass, and the same call asks the task alone",
   local recipe = world:gsub("400 do", "8 do") .. [[
     local asked = 0
     local function task(m) asked = asked + 1 wait() return -m:loss { rows[1] } end
-    local stats = esp.importance.measure(model, rows, { depth = { task = task }, out = "DIR/s.h5", quiet = true })
+    local stats = esp.importance.measure(model, rows, { batch = 4, depth = { task = task }, out = "DIR/s.h5", quiet = true })
     print("asked", asked, #stats:score({ axis = "layers", metric = "task" }):table())]]
   -- Eight rows in two batches, each once and with four layers left out; then the task.
   local said, code = interrupted(dir, recipe, 11)

@@ -47,7 +47,8 @@ local function from_ids(ids, lengths, at, n)
 end
 
 --- { rows, seq, read(from, n), next }: read gives { ids, target (i32 [n,T]), first or nil, valid or nil, lengths (i32 [n] or nil: all of T), counts
--- (the same as a list), row (number of the first) }; next() walks through in batches of `size`, from row `from` on (0).
+-- (the same as a list), row (number of the first) }; next() walks through in batches of `size`, from row `from` on (0);
+-- size may be nil where next is not called.
 function M.of(data, size, from)
   local source, ids, lengths = {}, nil, nil
   if type(data) == "table" and data.batch and data.rows then

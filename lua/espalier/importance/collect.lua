@@ -18,49 +18,47 @@ local differentiated = { norm1 = true, norm2 = true, attention = true, ffn = tru
 
 --- A collector into statistics. opt: grads; metrics: list of { name, site set, of, merge } that users declared.
 function M.new(stats, model, opt)
-  return setmetatable({ stats = stats, model = model, grads = opt.grads, reductions = opt.reductions or {} }, Collector)
+  return setmetatable({ stats = stats, model = model, grads = opt.grads, reductions = opt.reductions or {}, roots = {} }, Collector)
+end
+
+-- The eight sums of n channels or units.
+function Collector:sums(l, name, n)
+  return self.stats:slot(l, name, { 2, 8, n }).c
 end
 
 function Collector:add(l, name, x)
-  local sums = self.stats:slot(l, name, { 2, 8, x.shape[3] })
-  c.channel_stats_acc(sums.c, x.c, self.batch.lengths and self.batch.lengths.c or nil, self.batch.row)
+  c.channel_stats_acc(self:sums(l, name, x.shape[3]), x.c, self.lengths, self.batch.row)
 end
 
--- Length of each head's part of x [B,T,H*width] at each token: [B,T,H].
-local function part_lengths(x, width)
-  local B, T, n = x.shape[1], x.shape[2], x.shape[3] / width
-  local y = tensor.new { B, T, n }
-  c.norm(y.c, tensor.view(x, { B, T, n, width }).c, 3)
-  return y
-end
-
--- Length of what each `width` neighbouring channels of x add to the output of w: [B,T,n]. That is what goes when they go.
-local function added_lengths(x, w, width)
-  local n = x.shape[3] / width
-  local y, out = tensor.new { x.shape[1], x.shape[2], n }, tensor.new { x.shape[1], x.shape[2], w.shape[1] }
-  for i = 0, n - 1 do
-    c.linear(out.c, tensor.narrow(x, 2, i * width, width).c, tensor.contiguous(tensor.narrow(w, 1, i * width, width)).c)
-    c.norm(tensor.select(y, 2, i).c, out.c, 2)
+-- For units of `width` columns of the weight w of layer l, small matrices that stretch what enters as w does: the product with all of w for the sake
+-- of its length would cost as much as o_proj once more.
+function Collector:root(l, w, width)
+  local key = l .. "." .. width
+  if not self.roots[key] then
+    self.roots[key] = tape.outside_scopes(tensor.new, { w.shape[2] / width, width, width })
+    c.gram_root(self.roots[key].c, w.c, width)
   end
-  return y
+  return self.roots[key].c
 end
 
--- Lengths of the pairs of channels that turn together, x [B,T,H,D]: [B,T,H*D/2]. Channel c turns with c + R/2, R the channels that turn.
-local function pair_lengths(x, turning)
-  local B, T, H = x.shape[1], x.shape[2], x.shape[3]
-  local dense = tensor.contiguous(tensor.narrow(x, 3, 0, turning))
-  local y = tensor.new { B, T, H, turning / 2 }
-  c.norm(y.c, tensor.view(dense, { B, T, H, 2, turning / 2 }).c, 3)
-  return tensor.view(y, { B, T, H * turning / 2 })
+-- Lengths of what each `width` neighbouring channels of x are, or add to the output of w: that is what goes when they go.
+function Collector:units(l, name, x, width, w)
+  c.unit_stats_acc(self:sums(l, name, x.shape[3] / width), x.c, w and self:root(l, w, width), width, self.lengths, self.batch.row)
 end
 
 function Collector:heads(l, x)
   local s, w = self.stats.shape, self.model.decoder.model.layers[l + 1].self_attn.o_proj.weight
   local e, group = s.head_dim, shapes.at(s, "heads", l) / shapes.at(s, "kv_heads", l)
-  self:add(l, "heads", part_lengths(x, e))
-  self:add(l, "heads.added", added_lengths(x, w, e))
+  self:units(l, "heads", x, e)
+  self:units(l, "heads.added", x, e, w)
   -- Without sharing a group is its head.
-  if group > 1 then self:add(l, "kv_heads.added", added_lengths(x, w, group * e)) end
+  if group > 1 then self:units(l, "kv_heads.added", x, group * e, w) end
+end
+
+-- Pairs of channels that turn together, of queries or keys [B,T,H,D].
+function Collector:pairs(l, site, x)
+  local turning = math.floor(self.stats.shape.head_dim * (self.stats.shape.rope.partial or 1))
+  c.pair_stats_acc(self:sums(l, site, x.shape[3] * turning / 2), x.c, turning, self.lengths, self.batch.row)
 end
 
 -- A user's reduction over the rows of each half: it sees [rows, positions, channels] of whole rows.
@@ -92,25 +90,31 @@ function Collector:reduce(l, site, x)
   end
 end
 
--- sums [2,..,3] of all pairs; this pair's are at the indices given.
-function Collector:angle(sums, a, b, ...)
-  local one = sums
-  for _, i in ipairs { ... } do one = tensor.select(one, 1, i) end
-  c.angle_stats_acc(one.c, a.c, b.c, self.batch.lengths and self.batch.lengths.c or nil, self.batch.row)
+-- Angle that a part of layer l turns the stream by: 0 attention, 1 the MLP.
+function Collector:part(l, part, a, b)
+  local sums = self.stats:slot(nil, "parts", { 2, self.stats.shape.layers, 2, 3 })
+  c.angle_stats_acc(tensor.select(tensor.select(sums, 1, l), 1, part).c, a.c, b.c, self.lengths, self.batch.row)
 end
 
--- The residual stream: kept into each layer until the batch ends, compared within the layer.
-function Collector:stream(site, l, x)
+-- Where the residual stream into layer l (L: out of the last) is kept until the batch ends.
+function Collector:keep(l, x)
   local L = self.stats.shape.layers
+  self.all = self.all or tape.outside_scopes(tensor.new, { L + 1, x.shape[1], x.shape[2], x.shape[3] }, x.dtype)
+  self.streams[l] = tape.outside_scopes(tensor.select, self.all, 0, l)
+  self.streams[l]:copy_from(x)
+end
+
+-- The residual stream: kept into each layer, compared within the layer.
+function Collector:stream(site, l, x)
   if site == "in" then
-    self.streams[l] = tape.outside_scopes(tensor.clone, x)
+    self:keep(l, x)
   elseif site == "mid" then
     self.mid = tape.outside_scopes(tensor.clone, x)
-    self:angle(self.stats:slot(nil, "parts", { 2, L, 2, 3 }), self.streams[l], x, l, 0)
+    self:part(l, 0, self.streams[l], x)
   elseif site == "out" then
-    self:angle(self.stats:slot(nil, "parts", { 2, L, 2, 3 }), self.mid, x, l, 1)
+    self:part(l, 1, self.mid, x)
     self.mid:free()
-    if l == L - 1 then self.streams[L] = tape.outside_scopes(tensor.clone, x) end
+    if l == self.stats.shape.layers - 1 then self:keep(l + 1, x) end
   end
 end
 
@@ -126,15 +130,17 @@ function Collector:see(site, l, x)
   elseif site == "pre" then
     self:add(l, "pre", x)
     -- Without a gate what the activation makes is what enters down_proj.
-    if s.gated ~= false then self:add(l, "act", ops.gate(x, nil, s.activation or "silu")) end
+    if s.gated ~= false then
+      c.activation_stats_acc(self:sums(l, "act", x.shape[3]), x.c, ops.activation(s.activation), self.lengths, self.batch.row)
+    end
   elseif (site == "q" or site == "k") and shapes.at(s, "rotary", l) ~= false then
-    self:add(l, site, pair_lengths(x, s.head_dim * (s.rope.partial or 1)))
+    self:pairs(l, site, x)
   end
 end
 
 --- The observer of one batch { ids, lengths (i32 [B] or nil), row (number of its first row) }.
 function Collector:observer(batch)
-  self.batch, self.streams, self.watched = batch, {}, {}
+  self.batch, self.lengths, self.streams, self.watched = batch, batch.lengths and batch.lengths.c or nil, {}, {}
   return function(site, l, x)
     -- What a sum reads goes at once; the model's own tensors are not made here.
     tape.no_grad(tape.scope, self.see, self, site, l, x)
@@ -149,12 +155,7 @@ end
 --- Angles between every two places of the residual stream, once the forward pass is through.
 function Collector:angles()
   local L = self.stats.shape.layers
-  local sums = self.stats:slot(nil, "angles", { 2, L, L, 3 })
-  tape.scope(function()
-    for i = 0, L - 1 do
-      for j = i + 1, L do self:angle(sums, self.streams[i], self.streams[j], i, j - 1) end
-    end
-  end)
+  c.stream_stats_acc(self.stats:slot(nil, "angles", { 2, L, L, 3 }).c, self.all.c, self.lengths, self.batch.row)
 end
 
 --- Products of activations and gradients, once backward is through.
@@ -176,15 +177,21 @@ function Collector:products()
   self.watched = {}
 end
 
---- Frees what the batch kept.
+--- Frees what the batch kept; close also what all batches share.
 function Collector:done()
   for _, x in pairs(self.streams) do x:free() end
+  if self.all then self.all:free() end
   if self.leaf and self.leaf.grad then self.leaf.grad:free() end
   for _, seen in ipairs(self.watched) do
     if seen.x.grad then seen.x.grad:free() end
     seen.x:free()
   end
-  self.streams, self.watched, self.leaf = {}, {}, nil
+  self.streams, self.all, self.watched, self.leaf = {}, nil, {}, nil
+end
+
+function Collector:close()
+  for _, root in pairs(self.roots) do root:free() end
+  self.roots = {}
 end
 
 return M

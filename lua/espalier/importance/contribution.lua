@@ -10,7 +10,6 @@ local tape = require "espalier.tape"
 local batches = require "espalier.importance.batches"
 local choose = require "espalier.importance.choose"
 local gently = require "espalier.importance.gently"
-local weights = require "espalier.importance.weights"
 local shapes = require "espalier.models.shape"
 local progress = require "espalier.progress"
 local quantity = require "espalier.quantity"
@@ -29,20 +28,16 @@ Result.__index = Result
 local function layer_of(model, l)
   local w = tensor.to(model.decoder.model.layers[l + 1].mlp.down_proj.weight, "f32")
   local F = w.shape[2]
-  local squares = tensor.zeros({ 1, F }, "f64")
-  tape.scope(function()
-    local square = tensor.new(w.shape)
-    c.mul(square.c, w.c, w.c)
-    weights.add(squares, 0, square, 0)
-  end)
-  return { w = w, F = F, columns = tensor.to(squares:view(F), "f32"):sqrt(), order = {}, gone = tensor.zeros { F },
+  local sums = tensor.zeros({ 2, F }, "f64")
+  c.weight_sums_acc(sums.c, w.c, 0)
+  return { w = w, F = F, columns = tensor.to(sums:select(0, 1), "f32"):sqrt(), order = {}, gone = tensor.zeros { F },
     sums = tensor.zeros({ F }, "f64") }
 end
 
 local function observe(layer, x, lengths)
   local B, T, F = unpack(x.shape)
   local out, back, r = tensor.new(x.shape), tensor.new { B, T, layer.w.shape[1] }, tensor.new { B, T }
-  c.mul(out.c, x.c, tensor.expand(layer.gone, { B, T, F }).c)
+  c.mul(out.c, tensor.to(x, "f32").c, tensor.expand(layer.gone, { B, T, F }).c)
   c.linear(back.c, out.c, layer.w.c)
   c.norm(r.c, back.c, 2)
   c.linear_dx(out.c, back.c, layer.w.c)

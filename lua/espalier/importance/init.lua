@@ -19,8 +19,12 @@ local fail = require "espalier.fail"
 
 local M = { load = statistics.load, leave_out = leave_out.leave_out, contribution = contribution.contribution }
 
--- The weights, what one batch keeps at its widest (all of it where gradients are recorded), the stream into every layer, two chunks of logits.
-local function refuse_if_too_big(model, source, opt)
+-- Tokens of a batch where nobody said how many rows: enough that packing the weights for it does not count.
+local batch_tokens = 4096
+
+-- Sets the rows of a batch where nobody did, and refuses what does not fit: the weights, what one batch keeps at its widest (all of it where
+-- gradients are recorded), the stream into every layer, two chunks of logits.
+local function settle_batch(model, source, opt)
   local s, widest, all = model.shape, 0, 0
   for l = 0, s.layers - 1 do
     local own = 4 * shapes.at(s, "ffn", l) + 6 * shapes.at(s, "heads", l) * s.head_dim
@@ -29,8 +33,10 @@ local function refuse_if_too_big(model, source, opt)
   local a_row = 4 * source.seq * ((opt.grads and all or widest) + (8 + s.layers) * s.hidden)
   local fixed = 4 * shapes.parameters(s) * (opt.grads and 2 or 1) + 8 * 256 * s.vocab
   local fits = math.floor((tonumber(core.C.esp_memory_available()) - fixed) / a_row)
-  budget.refuse_if_too_big("measure", fixed + math.min(opt.batch, source.rows) * a_row,
+  local batch = opt.batch or math.max(1, math.min(fits, math.floor(batch_tokens / math.max(1, source.seq))))
+  budget.refuse_if_too_big("measure", fixed + math.min(batch, source.rows) * a_row,
     fits >= 1 and "batch = " .. fits .. " would fit" or "no batch fits beside the model")
+  opt.batch = batch
 end
 
 local function tell_stop(job, source)
@@ -48,25 +54,25 @@ end
 -- losses with layers left out: true (each layer), a list of block sizes, or { blocks = { 1, 2 }, parts = { "layer", "attention", "mlp" },
 -- task = function(model) .. end }.
 -- metrics: a list of metrics (names or tables) whose own statistics are to be collected. out: a file of the statistics: written when done, every
--- minute and on Ctrl-C; the same call goes on from it, and with more rows of the same data extends it. batch: rows at a time (4); time: stop
--- after that long ("10min"); precision ("f32") of the products; quiet. Without out, Ctrl-C at the prompt returns the statistics of the rows that
--- were done.
+-- minute and on Ctrl-C; the same call goes on from it, and with more rows of the same data extends it. batch: rows at a time (about 4,096 tokens,
+-- fewer where memory is short); time: stop after that long ("10min"); precision of the products (the model's own); quiet. Without out, Ctrl-C at
+-- the prompt returns the statistics of the rows that were done.
 function M.measure(model, data, opt)
   opt = options.check("esp.importance.measure", opt, { depth = { "any" }, grads = { "bool", default = false }, metrics = { "list" },
-    out = { "path" }, batch = { "int", default = 4 }, time = { "seconds" }, precision = { "string", default = "f32", one_of = product.names },
+    out = { "path" }, batch = { "int" }, time = { "seconds" }, precision = { "string", one_of = product.names },
     quiet = { "bool", default = false } })
   if type(model) ~= "table" or not model.decoder then fail("measure: the first argument is %s, want a model", type(model)) end
   if data == nil then fail("measure: the calibration data is missing") end
-  if opt.batch < 1 then fail("measure: batch = %d, want 1 or more rows", opt.batch) end
+  if opt.batch and opt.batch < 1 then fail("measure: batch = %d, want 1 or more rows", opt.batch) end
   data = batches.bind(model, data)
-  local source = batches.of(data, opt.batch)
-  refuse_if_too_big(model, source, opt)
-  local job = { model = model:in_precision(opt.precision), opt = opt, depth = asked.depth(opt.depth, model.shape.layers) }
+  local source = batches.of(data)
+  settle_batch(model, source, opt)
+  local job = { model = opt.precision and model:in_precision(opt.precision) or model, opt = opt, depth = asked.depth(opt.depth, model.shape.layers) }
   local facts = { model = hash_of(model), source = model.source, reductions = {}, grads = opt.grads or nil,
     tokenizer = type(data) == "table" and data.tokenizer and data.tokenizer:hash() or nil }
   job.reductions = asked.reductions(opt.metrics, facts)
   local words = { opt.grads and "grads" or "no grads" }
-  if opt.precision ~= "f32" then words[2] = opt.precision end
+  words[2] = job.model.precision ~= "f32" and job.model.precision or nil
   for _, scan in ipairs(job.depth and job.depth.scans or {}) do words[#words + 1] = scan.key end
   for _, r in ipairs(job.reductions) do words[#words + 1] = r.name end
   facts.asked = table.concat(words, " ")

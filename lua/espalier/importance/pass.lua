@@ -146,6 +146,7 @@ local function walk(job, source, stop)
       saved = C.esp_clock()
     end
   end
+  job.collector:close()
   if at < source.rows then bar:stop() end
   return stopped and at < source.rows
 end

@@ -44,18 +44,6 @@ function M.add(sums, k, x, axis)
   for i = 0, n - 1 do p[k * n + i] = p[k * n + i] + v[i] end
 end
 
-local function absolute(x)
-  local y = tensor.new(x.shape)
-  c.abs(y.c, x.c)
-  return y
-end
-
-local function square(x)
-  local y = tensor.new(x.shape)
-  c.mul(y.c, x.c, x.c)
-  return y
-end
-
 --- Sums [4,n] at a site: readers' |w| and w^2 by column, makers' |w| and w^2 by row. Into stats.sums[l+1]["SITE.weights"].
 function M.collect(stats, model)
   for l, block in ipairs(model.decoder.model.layers) do
@@ -65,11 +53,9 @@ function M.collect(stats, model)
       local sums = stats:slot(l - 1, site .. ".weights", { 4, n })
       for k, list in ipairs { around.readers, around.makers } do
         for _, module in ipairs(list) do
-          tape.no_grad(tape.scope, function()
-            local w = tensor.to(module.weight, "f32")
-            M.add(sums, 2 * k - 2, absolute(w), k - 1)
-            M.add(sums, 2 * k - 1, square(w), k - 1)
-          end)
+          -- A weight that was not read yet is made when its handle is asked for.
+          local w = module.weight
+          tape.scope(function() c.weight_sums_acc(tensor.narrow(sums, 0, 2 * k - 2, 2).c, w.c, k - 1) end)
         end
       end
     end
