@@ -32,6 +32,11 @@ local function axes(stats)
     stats:score({ axis = "layers", metric = "nll" }):table(), stats:score({ axis = "layers", part = "mlp" }):table() }
 end
 
+local function axes_of_width(stats)
+  return { stats:score { axis = "ffn", layer = 1, metric = "flap" }:table(), stats:score({ axis = "hidden" }):table(),
+    stats:score({ axis = "heads", layer = 2, metric = "contribution" }):table(), stats:score({ axis = "layers" }):table() }
+end
+
 t.test("shards add up to the whole, whatever the batch; halves too", function()
   local model, opt = model_of(), { depth = true, grads = true }
   local whole = measure(model, rows_of(10), opt)
@@ -48,6 +53,33 @@ t.test("shards add up to the whole, whatever the batch; halves too", function()
   end
   t.ok(measure(model, rows_of(10), opt):hash() == whole:hash(), "the same question has the same hash")
   t.ok(whole:hash() ~= parts:hash(), "another has another")
+end)
+
+t.test("a pass in bf16 is one of the same statistics; precision is the model's own where nothing is said", function()
+  local model, largest = model_of(), { axes = { "ffn", "heads", "hidden" }, collect = { peak = { of = function(x) return x:abs():max(1):max(0) end,
+    merge = "max" } }, score = function(s) return s.peak end }
+  local function opt(precision) return { depth = true, grads = true, metrics = { largest }, precision = precision } end
+  local f32, bf16 = measure(model, rows_of(10), opt "f32"), measure(model, rows_of(10), opt "bf16")
+  t.near(axes(bf16), axes(f32), 0.05)
+  for _, metric in ipairs { "wanda", "flap", "taylor_abs", "fisher", "contribution", largest } do
+    local a, b = f32:score { axis = "ffn", layer = 1, metric = metric }, bf16:score { axis = "ffn", layer = 1, metric = metric }
+    t.near(b, a, 0.03 * a:max(0):item())
+  end
+  for _, axis in ipairs { "heads", "kv_heads" } do
+    local a, b = f32:score { axis = axis, layer = 2, metric = "contribution" }, bf16:score { axis = axis, layer = 2, metric = "contribution" }
+    t.near(b, a, 0.03 * a:max(0):item())
+  end
+  t.ok(f32:hash() ~= bf16:hash(), "it is another question")
+  t.equal(measure(model:in_precision "bf16", rows_of(10), opt()):hash(), bf16:hash())
+  t.equal(measure(model:in_precision "bf16", rows_of(10), opt "f32"):hash(), f32:hash())
+end)
+
+t.test("the sums of activations do not depend on how many rows go at once", function()
+  local model = model_of()
+  local one = measure(model, rows_of(7), { batch = 1 })
+  for _, batch in ipairs { 2, 7, 100 } do t.near(axes_of_width(measure(model, rows_of(7), { batch = batch })), axes_of_width(one), 1e-7) end
+  t.near(axes_of_width(esp.importance.measure(model, rows_of(7), { quiet = true })), axes_of_width(one), 1e-7)
+  t.fails("batch = 0, want 1 or more rows", measure, model, rows_of(7), { batch = 0 })
 end)
 
 t.test("what does not belong together is refused", function()

@@ -61,7 +61,7 @@ function Collector:pairs(l, site, x)
   c.pair_stats_acc(self:sums(l, site, x.shape[3] * turning / 2), x.c, turning, self.lengths, self.batch.row)
 end
 
--- A user's reduction over the rows of each half: it sees [rows, positions, channels] of whole rows.
+-- A user's reduction over the rows of each half: it sees f32 [rows, positions, channels] of whole rows.
 function Collector:reduce(l, site, x)
   for _, r in ipairs(self.reductions) do
     if r.sites[site] then
@@ -75,7 +75,7 @@ function Collector:reduce(l, site, x)
       for b = 0, x.shape[1] - 1 do
         local length = lengths and lengths[b] or x.shape[2]
         if length > 0 then
-          local y = tensor.contiguous(r.of(tensor.narrow(tensor.narrow(x, 0, b, 1), 1, 0, length)))
+          local y = tensor.contiguous(r.of(tensor.to(tensor.narrow(tensor.narrow(x, 0, b, 1), 1, 0, length), "f32")))
           if not tensor.is(y) or y.dtype ~= "f32" or #y.shape ~= 1 or y.shape[1] ~= n then
             require "espalier.fail"("measure: '%s' gave %s, want an f32 tensor [%d], one value a channel", r.name,
               tensor.is(y) and y.dtype .. " " .. tensor.shape_text(y) or type(y), n)
