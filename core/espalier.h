@@ -180,11 +180,10 @@ enum esp_activation { ESP_SILU = 0, ESP_GELU_TANH = 1, ESP_RELU2 = 2 };
     /* -- attention.c: causal attention with grouped queries, tiled with online softmax; no [T,T] matrix is kept -- */ \
     /* o[B,T,H,D], lse[B,H,T] from q[B,T,H,D], k and v[B,S,G,D], S >= T: query t stands at position S-T+t and sees keys j with \
      * first[b,t] <= j <= S-T+t; first i32 [B,T] or NULL (0): where the document of the query begins. Head h reads group h/(H/G). \
-     * lse may be NULL. scale, above 0, multiplies q.k; where cap is not 0 the score is then cap * tanh(score / cap) (2408.00118). q, k, v and o \
-     * are all f32, or all bf16: probabilities are then rounded to bf16 on their way into the second product; sums, softmax and lse stay f32 */ \
+     * lse may be NULL. scale multiplies q.k; where cap is not 0 the score is then cap * tanh(score / cap) (2408.00118) */ \
     X(attention, (esp_tensor *o, esp_tensor *lse, const esp_tensor *q, const esp_tensor *k, const esp_tensor *v, \
                   const esp_tensor *first, double scale, double cap)) \
-    /* dq, dk, dv from dout and what forward read and wrote, all of one dtype; probabilities are computed again tile by tile. S = T */ \
+    /* dq, dk, dv from dout and what forward read and wrote; probabilities are computed again tile by tile. S = T */ \
     X(attention_backward, (esp_tensor *dq, esp_tensor *dk, esp_tensor *dv, const esp_tensor *dout, const esp_tensor *q, \
                            const esp_tensor *k, const esp_tensor *v, const esp_tensor *o, const esp_tensor *lse, \
                            const esp_tensor *first, double scale, double cap)) \
@@ -272,7 +271,7 @@ enum esp_activation { ESP_SILU = 0, ESP_GELU_TANH = 1, ESP_RELU2 = 2 };
     X(channel_stats_acc, (esp_tensor *stats, const esp_tensor *x, const esp_tensor *lengths, int64_t first)) \
     /* the same of f(x), kind one of esp_activation */ \
     X(activation_stats_acc, (esp_tensor *stats, const esp_tensor *x, int kind, const esp_tensor *lengths, int64_t first)) \
-    /* the same of the lengths of units: u, `width` neighbouring channels, or root[i] u where root[units,width,width] is given */ \
+    /* the same of the lengths of units: u, `width` neighbouring channels, or root[i]' u where root[units,width,width] is given, lower triangular */ \
     X(unit_stats_acc, (esp_tensor *stats, const esp_tensor *x, const esp_tensor *root, int64_t width, const esp_tensor *lengths, int64_t first)) \
     /* the same of the lengths of pairs that turn together, x[B,T,H,D]: of channels c and c + turning/2, c < turning/2; stats[2,8,H*turning/2] */ \
     X(pair_stats_acc, (esp_tensor *stats, const esp_tensor *x, int64_t turning, const esp_tensor *lengths, int64_t first)) \
@@ -293,8 +292,8 @@ enum esp_activation { ESP_SILU = 0, ESP_GELU_TANH = 1, ESP_RELU2 = 2 };
     X(contribution_acc, (esp_tensor *sums, const esp_tensor *a, const esp_tensor *rw, const esp_tensor *r, const esp_tensor *w, const esp_tensor *lengths)) \
     \
     /* -- gram.c, weightsums.c: of weights w[O,I], f32 or bf16 -- */ \
-    /* root[I/width,width,width] (f32, upper triangular): root[i]' root[i] = W' W of the i-th `width` columns W of w, so |root[i] u| = |W u|. Where \
-     * columns depend on others rows of zeros stand */ \
+    /* root[I/width,width,width] (f32, lower triangular): root[i] root[i]' = W' W of the i-th `width` columns W of w, so |root[i]' u| = |W u|. Where \
+     * columns depend on others columns of zeros stand */ \
     X(gram_root, (esp_tensor *root, const esp_tensor *w, int64_t width)) \
     /* stats[2,n] (f64) += sums of |w| and of w^2 over an axis: 0 leaves the columns, 1 the rows */ \
     X(weight_sums_acc, (esp_tensor *stats, const esp_tensor *w, int axis))

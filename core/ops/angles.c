@@ -4,7 +4,7 @@
 #include "backend.h"
 #include "rowsums.h"
 
-enum { ANGLES = 3, TOKENS = 32, LANES = 8, ROWS = 2, COLS = 4 };
+enum { ANGLES = 3, TOKENS = 32, LANES = 4, ROWS = 2, COLS = 4 };
 
 /* Tokens are cut into blocks of a row's positions; the sums of a block go to partial[block] and are added up in order. */
 typedef struct angle_args {
@@ -126,22 +126,23 @@ int esp_stream_stats_acc(esp_tensor *stats, const esp_tensor *x, const esp_tenso
 
 static ESP_SIMD void widen(double *restrict to, const float *restrict from, int64_t n) { for (int64_t i = 0; i < n; i++) to[i] = (double)from[i]; }
 
-/* gram[i][j] = x[i] . x[j] for ROWS x COLS vectors `n` long, a multiple of LANES. */
+/* Four numbers at once: as arrays of plain numbers the sums of a tile would not stay in registers. */
+typedef double four __attribute__((vector_size(32), may_alias));
+
+static inline __attribute__((always_inline)) double total(const four *x) { return ((*x)[0] + (*x)[1]) + ((*x)[2] + (*x)[3]); }
+
+/* gram[i][j] = a[i] . b[j] for 2 x 4 vectors `n` long, a multiple of LANES. */
 static inline __attribute__((always_inline)) void gram_tile(double *gram, int64_t S, const double *a, const double *b, int64_t n)
 {
-    double acc[ROWS][COLS][LANES] = {{{0}}};
+    four s00 = {0}, s01 = {0}, s02 = {0}, s03 = {0}, s10 = {0}, s11 = {0}, s12 = {0}, s13 = {0};
     for (int64_t c = 0; c < n; c += LANES) {
-        for (int i = 0; i < ROWS; i++) {
-            for (int j = 0; j < COLS; j++) for (int l = 0; l < LANES; l++) acc[i][j][l] += a[i * n + c + l] * b[j * n + c + l];
-        }
+        four x = *(const four *)(a + c), y = *(const four *)(a + n + c);
+        four u = *(const four *)(b + c), v = *(const four *)(b + n + c), w = *(const four *)(b + 2 * n + c), z = *(const four *)(b + 3 * n + c);
+        s00 += x * u, s01 += x * v, s02 += x * w, s03 += x * z;
+        s10 += y * u, s11 += y * v, s12 += y * w, s13 += y * z;
     }
-    for (int i = 0; i < ROWS; i++) {
-        for (int j = 0; j < COLS; j++) {
-            double sum = 0;
-            for (int l = 0; l < LANES; l++) sum += acc[i][j][l];
-            gram[i * S + j] = sum;
-        }
-    }
+    gram[0] = total(&s00), gram[1] = total(&s01), gram[2] = total(&s02), gram[3] = total(&s03);
+    gram[S] = total(&s10), gram[S + 1] = total(&s11), gram[S + 2] = total(&s12), gram[S + 3] = total(&s13);
 }
 
 /* The products of S vectors, S a multiple of COLS, each pair at least once with the first before the second. */

@@ -1,4 +1,4 @@
-/* A small matrix that stretches vectors as a large one does: R with R'R = W'W, so |R x| = |W x|. */
+/* A small matrix that stretches vectors as a large one does: R with R R' = W'W, so |R' x| = |W x|. */
 #include <math.h>
 
 #include "backend.h"
@@ -72,7 +72,7 @@ static ESP_SIMD void take_off(double *restrict to, const double *restrict from, 
     for (int64_t i = 0; i < n; i++) to[i] -= factor * from[i];
 }
 
-/* Cholesky in place: the upper half of gram becomes R. Of columns that depend on those before nothing is left but rounding: their row of R is zero,
+/* Cholesky in place: the upper half of gram becomes R'. Of columns that depend on those before nothing is left but rounding: their column of R is zero,
  * which changes lengths by less than f32 can tell. */
 static void cholesky(double *gram, int64_t width)
 {
@@ -101,7 +101,7 @@ static int root_block(void *context, int64_t unit)
     }
     cholesky(gram, width);
     float *root = a->root + at * width;
-    for (int64_t i = 0; i < width; i++) for (int64_t j = 0; j < width; j++) root[i * width + j] = j < i ? 0 : (float)gram[i * width + j];
+    for (int64_t i = 0; i < width; i++) for (int64_t j = 0; j < width; j++) root[i * width + j] = j > i ? 0 : (float)gram[j * width + i];
     return ESP_OK;
 }
 

@@ -7,7 +7,7 @@
 #include "backend.h"
 #include "rowsums.h"
 
-enum { F32 = ESP_BIT(ESP_F32), FLOATS = ESP_BIT(ESP_F32) | ESP_BIT(ESP_BF16), STATS = 8, PRODUCT_POSITIONS = 128 };
+enum { F32 = ESP_BIT(ESP_F32), FLOATS = ESP_BIT(ESP_F32) | ESP_BIT(ESP_BF16), STATS = 8, STRETCH = 64, MOST = 16 };
 
 /* One call: the sums, the activation x, and what is made of it before it is summed. */
 typedef struct stats_args {
@@ -75,15 +75,13 @@ int esp_channel_stats_acc(esp_tensor *stats, const esp_tensor *x, const esp_tens
 
 static int fill_channels(const esp_row_sums *r, const esp_stretch_of_row *s, double *sum)
 {
-    const stats_args *a = r->context;
-    /* f32 is read where it stands. */
-    int64_t most = a->x->dtype == ESP_F32 ? s->positions : esp_row_tile_positions(s->units), step;
-    float *room = esp_scratch(a->x->dtype == ESP_F32 ? 64 : most * s->units * 4);
-    if (!room) return ESP_EMEM;
+    const esp_tensor *x = ((const stats_args *)r->context)->x;
+    int64_t most = esp_row_tile_positions(s->units);
+    /* So many positions at a time that what lies beside a group of channels is still there when its turn comes, whatever the stride. */
     for (int64_t t = 0; t < s->positions; t += most) {
-        int64_t n = esp_min(most, s->positions - t);
-        const float *x = esp_row_tile(a->x, s->row, s->t + t, n, s->u, s->units, room, &step);
-        esp_sums_across(sum, s->units, x, step, n, s->units);
+        int64_t at = s->row * x->stride[0] + (s->t + t) * x->stride[1] + s->u, n = esp_min(most, s->positions - t);
+        if (x->dtype == ESP_F32) esp_sums_across(sum, s->units, (const float *)esp_tensor_at(x) + at, x->stride[1], n, s->units);
+        else esp_sums_across_bf16(sum, s->units, (const uint16_t *)esp_tensor_at(x) + at, x->stride[1], n, s->units);
     }
     return ESP_OK;
 }
@@ -166,24 +164,58 @@ static ESP_SIMD void part_lengths(float *restrict y, const float *restrict x, in
     }
 }
 
+/* y[p][j] += sum over k from j0 on of root[k][j] x[p][k] for `wide` j from j0 on and four positions; root is lower triangular, n x n. In f32 over short
+ * stretches of k, so that long sums stay exact. */
+static inline __attribute__((always_inline)) void root_columns(float *y, const float *root, const float *const *x, int64_t j, int64_t n, const int wide)
+{
+    for (int64_t from = j; from < n; from += STRETCH) {
+        float a[MOST] = {0}, b[MOST] = {0}, c[MOST] = {0}, d[MOST] = {0};
+        for (int64_t k = from; k < esp_min(from + STRETCH, n); k++) {
+            const float *r = root + k * n + j;
+            for (int l = 0; l < wide; l++) {
+                a[l] += x[0][k] * r[l];
+                b[l] += x[1][k] * r[l];
+                c[l] += x[2][k] * r[l];
+                d[l] += x[3][k] * r[l];
+            }
+        }
+        for (int l = 0; l < wide; l++) y[j + l] += a[l], y[n + j + l] += b[l], y[2 * n + j + l] += c[l], y[3 * n + j + l] += d[l];
+    }
+}
+
+/* y[4][n] = root' x. */
+static ESP_SIMD void root_product(float *y, const float *root, const float *const *x, int64_t n)
+{
+    int64_t j = 0;
+    for (; j + MOST <= n; j += MOST) root_columns(y, root, x, j, n, MOST);
+    for (; j < n; j++) root_columns(y, root, x, j, n, 1);
+}
+
+/* Lengths of root' x for positions `step` apart; product: room for [4][n]. */
+static void root_lengths(float *y, const float *root, const float *x, int64_t step, int64_t positions, int64_t n, float *product)
+{
+    for (int64_t p = 0; p < positions; p += 4) {
+        const float *four[4];
+        for (int64_t i = 0; i < 4; i++) four[i] = x + esp_min(p + i, positions - 1) * step;
+        memset(product, 0, (size_t)(4 * n) * sizeof *product);
+        root_product(product, root, four, n);
+        part_lengths(y + p, product, n, esp_min(4, positions - p), n);
+    }
+}
+
 static int fill_units(const esp_row_sums *r, const esp_stretch_of_row *s, double *sum)
 {
     const stats_args *a = r->context;
-    int64_t width = r->width, channels = s->units * width, step;
-    int64_t most = esp_min(s->positions, a->root ? PRODUCT_POSITIONS : esp_row_tile_positions(channels));
-    float *room = esp_scratch((most * channels + most * width + most) * 4);
+    int64_t width = r->width, channels = s->units * width, most = esp_row_tile_positions(channels), step;
+    float *room = esp_scratch((most * channels + 4 * width + most) * 4);
     if (!room) return ESP_EMEM;
-    float *product = room + most * channels, *y = product + most * width;
+    float *product = room + most * channels, *y = product + 4 * width;
     for (int64_t t = 0; t < s->positions; t += most) {
         int64_t positions = esp_min(most, s->positions - t);
         const float *x = esp_row_tile(a->x, s->row, s->t + t, positions, s->u * width, channels, room, &step);
         for (int64_t i = 0; i < s->units; i++) {
-            if (a->root) {
-                esp_gemm_block(0, 1, positions, width, width, 1, x + i * width, step, a->root + (s->u + i) * width * width, width, 0, product, width);
-                part_lengths(y, product, width, positions, width);
-            } else {
-                part_lengths(y, x + i * width, step, positions, width);
-            }
+            if (a->root) root_lengths(y, a->root + (s->u + i) * width * width, x + i * width, step, positions, width, product);
+            else part_lengths(y, x + i * width, step, positions, width);
             esp_sums_along(sum + i, s->units, y, positions);
         }
     }
@@ -193,7 +225,6 @@ static int fill_units(const esp_row_sums *r, const esp_stretch_of_row *s, double
 int esp_cpu_unit_stats_acc(esp_tensor *stats, const esp_tensor *x, const esp_tensor *root, int64_t width, const esp_tensor *lengths, int64_t first)
 {
     stats_args a = {.first = first, .root = root ? esp_tensor_at(root) : NULL};
-    if (root) TRY(esp_gemm_open());
     return run(&a, stats, x, lengths, x->shape[2] / width, width, fill_units);
 }
 

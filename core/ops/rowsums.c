@@ -118,14 +118,18 @@ const float *esp_row_tile(const esp_tensor *x, int64_t row, int64_t t, int64_t p
 
 /* ---- kernels: the sums of a group of channels stay in registers while its positions pass ---- */
 
-static inline __attribute__((always_inline)) void sums_of_group(double *sum, int64_t stride, const float *x, int64_t step, int64_t positions, const int n)
+static inline __attribute__((always_inline)) void sums_of_group(double *sum, int64_t stride, const void *x, int64_t step, int64_t positions, const int n,
+                                                                const int bf16)
 {
     double absolute[GROUP] = {0}, plain[GROUP] = {0}, square[GROUP] = {0};
-    for (int64_t t = 0; t < positions; t++, x += step) {
+    for (int64_t t = 0; t < positions; t++) {
+        const float *wide = (const float *)x + t * step;
+        const uint16_t *half = (const uint16_t *)x + t * step;
         for (int l = 0; l < n; l++) {
-            absolute[l] += fabs((double)x[l]);
-            plain[l] += (double)x[l];
-            square[l] += (double)x[l] * (double)x[l];
+            double v = (double)(bf16 ? esp_bf16_to_f32(half[l]) : wide[l]);
+            absolute[l] += fabs(v);
+            plain[l] += v;
+            square[l] += v * v;
         }
     }
     for (int l = 0; l < n; l++) {
@@ -138,9 +142,17 @@ static inline __attribute__((always_inline)) void sums_of_group(double *sum, int
 static ESP_SIMD void sums_across(double *sum, int64_t stride, const float *x, int64_t step, int64_t positions, int64_t n)
 {
     int64_t i = 0;
-    for (; i + GROUP <= n; i += GROUP) sums_of_group(sum + i, stride, x + i, step, positions, GROUP);
-    for (; i + 8 <= n; i += 8) sums_of_group(sum + i, stride, x + i, step, positions, 8);
-    for (; i < n; i++) sums_of_group(sum + i, stride, x + i, step, positions, 1);
+    for (; i + GROUP <= n; i += GROUP) sums_of_group(sum + i, stride, x + i, step, positions, GROUP, 0);
+    for (; i + 8 <= n; i += 8) sums_of_group(sum + i, stride, x + i, step, positions, 8, 0);
+    for (; i < n; i++) sums_of_group(sum + i, stride, x + i, step, positions, 1, 0);
+}
+
+static ESP_SIMD void sums_across_bf16(double *sum, int64_t stride, const uint16_t *x, int64_t step, int64_t positions, int64_t n)
+{
+    int64_t i = 0;
+    for (; i + GROUP <= n; i += GROUP) sums_of_group(sum + i, stride, x + i, step, positions, GROUP, 1);
+    for (; i + 8 <= n; i += 8) sums_of_group(sum + i, stride, x + i, step, positions, 8, 1);
+    for (; i < n; i++) sums_of_group(sum + i, stride, x + i, step, positions, 1, 1);
 }
 
 static ESP_SIMD void sums_along(double *sum, int64_t stride, const float *x, int64_t positions)
@@ -161,6 +173,11 @@ static ESP_SIMD void sums_along(double *sum, int64_t stride, const float *x, int
 void esp_sums_across(double *sum, int64_t stride, const float *x, int64_t step, int64_t positions, int64_t n)
 {
     sums_across(sum, stride, x, step, positions, n);
+}
+
+void esp_sums_across_bf16(double *sum, int64_t stride, const uint16_t *x, int64_t step, int64_t positions, int64_t n)
+{
+    sums_across_bf16(sum, stride, x, step, positions, n);
 }
 
 void esp_sums_along(double *sum, int64_t stride, const float *x, int64_t positions) { sums_along(sum, stride, x, positions); }

@@ -36,6 +36,7 @@ int64_t esp_row_tile_positions(int64_t channels);
 
 /* sum[i], sum[stride + i], sum[2 * stride + i] += sums over positions of |x|, x and x^2 for n channels. */
 void esp_sums_across(double *sum, int64_t stride, const float *x, int64_t step, int64_t positions, int64_t n);
+void esp_sums_across_bf16(double *sum, int64_t stride, const uint16_t *x, int64_t step, int64_t positions, int64_t n);
 /* The same for one channel whose positions lie side by side: sum[0], sum[stride], sum[2 * stride]. */
 void esp_sums_along(double *sum, int64_t stride, const float *x, int64_t positions);
 

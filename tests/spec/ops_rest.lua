@@ -264,7 +264,7 @@ covers({ "unit_stats_acc", "gram_root" }, "the eight sums of units' lengths, and
   t.fails("'root' is [2, 3, 3], want [3, 2, 2]", c.gram_root, root.c, random({ 5, 6 }, 1).c, 2)
 end)
 
-t.test("gram_root: R'R = W'W, also where columns depend on each other, of views, and with NaN", function()
+t.test("gram_root: R R' = W'W, also where columns depend on each other, of views, and with NaN", function()
   -- Columns 2 and 3 are made of 0 and 1, column 4 is zero; more columns than rows make the last ones depend too.
   local w = random({ 4, 12 }, 3)
   local p = w:data()
@@ -277,10 +277,10 @@ t.test("gram_root: R'R = W'W, also where columns depend on each other, of views,
       for i = 1, width do
         for j = 1, width do
           local a, b = 0, 0
-          for k = 1, width do a = a + r[u + 1][k][i] * r[u + 1][k][j] end
+          for k = 1, width do a = a + r[u + 1][i][k] * r[u + 1][j][k] end
           for o = 1, 4 do b = b + full[o][u * width + i] * full[o][u * width + j] end
           got[#got + 1], want[#want + 1] = a, b
-          t.ok(j >= i or r[u + 1][i][j] == 0, "upper triangular")
+          t.ok(j <= i or r[u + 1][i][j] == 0, "lower triangular")
         end
       end
     end
