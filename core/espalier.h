@@ -296,7 +296,9 @@ enum esp_activation { ESP_SILU = 0, ESP_GELU_TANH = 1, ESP_RELU2 = 2 };
      * columns depend on others columns of zeros stand */ \
     X(gram_root, (esp_tensor *root, const esp_tensor *w, int64_t width)) \
     /* stats[2,n] (f64) += sums of |w| and of w^2 over an axis: 0 leaves the columns, 1 the rows */ \
-    X(weight_sums_acc, (esp_tensor *stats, const esp_tensor *w, int axis))
+    X(weight_sums_acc, (esp_tensor *stats, const esp_tensor *w, int axis)) \
+    /* sums[n] (f64) += sum of |w g| over an axis, g the gradient by w */ \
+    X(weight_products_acc, (esp_tensor *sums, const esp_tensor *w, const esp_tensor *g, int axis))
 
 #define ESP_PROTOTYPE(name, params) int esp_##name params;
 ESP_OPS(ESP_PROTOTYPE)

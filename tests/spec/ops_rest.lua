@@ -459,7 +459,7 @@ covers({ "stream_stats_acc" }, "angles of all pairs of streams", function()
   t.ok(got[1][1][1] == got[1][1][1] and got[1][2][1] ~= got[1][2][1] and got[2][2][2] ~= got[2][2][2], "NaN stays in its pairs")
 end)
 
-covers({ "weight_sums_acc" }, "sums of |w| and w^2 by column and by row", function()
+covers({ "weight_sums_acc", "weight_products_acc" }, "sums of |w| and w^2, and of |w g|, by column and by row", function()
   for _, size in ipairs { { 1, 1 }, { 3, 5 }, { 17, 130 }, { 300, 33 } } do
     for _, dtype in ipairs { "f32", "bf16" } do
       local w = random(size, 4):to(dtype)
@@ -475,11 +475,24 @@ covers({ "weight_sums_acc" }, "sums of |w| and w^2 by column and by row", functi
           end
         end
         rows.compare(rows.flat(stats), want, 1e-9, "stats")
+        local g, sums, products = random(size, 5), tensor.full({ n }, 1, "f64"), {}
+        c.weight_products_acc(sums.c, w.c, g.c, axis)
+        for i = 1, n do products[i] = 1 end
+        local of = g:table()
+        for o, line in ipairs(w:to("f32"):table()) do
+          for i, v in ipairs(line) do
+            local at = axis == 0 and i or o
+            products[at] = products[at] + math.abs(v * of[o][i])
+          end
+        end
+        rows.compare(rows.flat(sums), products, 1e-6, "products")
       end
     end
   end
   local stats = tensor.zeros({ 2, 5 }, "f64")
   t.fails("axis 2, want 0 or 1", c.weight_sums_acc, stats.c, random({ 3, 5 }, 1).c, 2)
+  t.fails("'g' is [5, 3], want [3, 5]", c.weight_products_acc, tensor.zeros({ 5 }, "f64").c, random({ 3, 5 }, 1).c, random({ 5, 3 }, 1).c, 0)
+  t.fails("axis -1, want 0 or 1", c.weight_products_acc, tensor.zeros({ 5 }, "f64").c, random({ 3, 5 }, 1).c, random({ 3, 5 }, 1).c, -1)
   t.fails("want [outputs, inputs]", c.weight_sums_acc, stats.c, random({ 5 }, 1).c, 0)
   t.fails("'stats' is [2, 5], want [2, 3]", c.weight_sums_acc, stats.c, random({ 3, 5 }, 1).c, 1)
 end)

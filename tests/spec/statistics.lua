@@ -525,7 +525,14 @@ local function interrupted(dir, code, bytes)
   file.remove(dir .. "/begun")
   file.remove(dir .. "/said")
   local child = process.start({ program, dir .. "/recipe.lua" }, dir .. "/said")
-  while not (file.kind(dir .. "/begun") and #t.read(dir .. "/begun") >= (bytes or 1)) do process.sleep(0.005) end
+  -- The recipe may remove the file to begin anew.
+  local function size()
+    local f = io.open(dir .. "/begun")
+    local n = f and f:seek "end" or 0
+    if f then f:close() end
+    return n
+  end
+  while size() < (bytes or 1) do process.sleep(0.005) end
   child:signal(2)
   local status = child:wait()
   return t.read(dir .. "/said"), status

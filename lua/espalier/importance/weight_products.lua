@@ -12,11 +12,10 @@ local M = {}
 local function add_product(stats, l, name, w, axis)
   if not w or not w.grad then return end
   tape.no_grad(tape.scope, function()
-    local p = tensor.new(w.shape)
-    c.mul(p.c, tensor.to(w, "f32").c, w.grad.c)
-    c.abs(p.c, p.c)
-    if #w.shape == 1 then p, axis = tensor.view(p, { 1, w.shape[1] }), 0 end
-    weights.add(stats:slot(l, name .. ".taylor_weight", { 1, p.shape[2 - axis] }), 0, p, axis)
+    local g = w.grad
+    if #w.shape == 1 then w, g, axis = tensor.view(w, { 1, w.shape[1] }), tensor.view(g, { 1, w.shape[1] }), 0 end
+    local n = w.shape[2 - axis]
+    c.weight_products_acc(tensor.view(stats:slot(l, name .. ".taylor_weight", { 1, n }), { n }).c, w.c, g.c, axis)
   end)
 end
 

@@ -35,15 +35,6 @@ function M.sites(block)
   return list
 end
 
---- Adds x summed over an axis to row k of sums f64 [rows,n].
-function M.add(sums, k, x, axis)
-  local n = x.shape[2 - axis]
-  local part = tensor.new({ n }, "f32")
-  c.sum(part.c, x.c, axis)
-  local p, v = sums:data(), part:data()
-  for i = 0, n - 1 do p[k * n + i] = p[k * n + i] + v[i] end
-end
-
 --- Sums [4,n] at a site: readers' |w| and w^2 by column, makers' |w| and w^2 by row. Into stats.sums[l+1]["SITE.weights"].
 function M.collect(stats, model)
   for l, block in ipairs(model.decoder.model.layers) do
