@@ -212,6 +212,36 @@ t.test("a distillation's memory, disk and time", function()
   t.near(measured.time, 1e6 / measured.rate, 1e-6)
 end)
 
+t.test("a distillation's memory agrees with what its process takes", function()
+  local program, dir = t.program() or t.skip "needs the espalier program", t.folder()
+  t.write(dir .. "/run.lua", [[
+    local esp = require "espalier"
+    local C, precision = esp.ffi.C, ...
+    precision = precision:match "=(.*)"
+    local before = tonumber(C.esp_rss())
+    local function model(hidden, ffn, seed)
+      return esp.models.new({ hidden = hidden, ffn = ffn, layers = 4, heads = 4, kv_heads = 2, head_dim = 32, vocab = 16000, context = 256,
+        norm_eps = 1e-5, rope = { theta = 10000 }, tied = false }, { seed = seed })
+    end
+    local rows = {}
+    for r = 1, 6 do
+      rows[r] = {}
+      for i = 1, 256 do rows[r][i] = (r * 31 + i * i * 7 + i * r) % 16000 end
+    end
+    local teacher, planned = model(256, 704, 1), 0
+    esp.distill { teacher = teacher, student = model(192, 512, 2), data = esp.data.of(rows), batch = 6, precision = precision, steps = 2,
+      quiet = true, schedule = esp.schedule.constant { rate = 1e-4 } }
+    local plan = esp.plan(teacher, { hidden = 192, ffn = 512, batch = 6, length = 256, precision = precision })
+    for _, bytes in pairs(plan.memory) do planned = planned + bytes end
+    print(planned / (tonumber(C.esp_rss_peak()) - before))]])
+  for _, precision in ipairs { "f32", "bf16" } do
+    local said = dir .. "/said." .. precision
+    local code = esp.io.process.start({ "/usr/bin/env", "ESPALIER_THREADS=2", program, dir .. "/run.lua", "precision=" .. precision }, said):wait()
+    t.equal(code, 0, t.read(said))
+    t.near(tonumber(t.read(said)), 1, 0.1, precision)
+  end
+end)
+
 t.test("latency is measured by layers and checked whole", function()
   local s = shapes.copy(tiny)
   s.hidden, s.ffn, s.head_dim, s.layers = 128, 512, 16, 3

@@ -7,12 +7,12 @@ local rows_at_once = require("espalier.distill.pass").rows
 
 local M = {}
 
--- Bytes of the heads while the loss is made (loss/head.lua): logits and their gradients, the gradient of the head before it is added, packed heads.
+-- Bytes of the heads while the loss is made (loss/head.lua): logits and their gradients, packed heads. The head's gradient is added at once.
 local function head_bytes(teacher, student, tokens, precision)
   local V, d = student.vocab, student.hidden
   local chunk, group = cut(tokens, V, precision)
-  if precision ~= "bf16" then return 4 * V * (2 * chunk + d) end
-  return V * (2 * 4 * chunk + 2 * group + 4 * d + 2 * (2 * d + teacher.hidden))
+  if precision ~= "bf16" then return 4 * V * 2 * chunk end
+  return V * (2 * 4 * chunk + 2 * group + 2 * (2 * d + teacher.hidden))
 end
 
 --- Bytes that a step holds at most, by part: the student as given and the copy that is trained; activations for backward of the tokens that go
@@ -24,7 +24,8 @@ function M.memory(teacher, student, batch, length, precision)
   for l = 0, student.layers - 1 do
     local h, g, f = shapes.at(student, "heads", l), shapes.at(student, "kv_heads", l), shapes.at(student, "ffn", l)
     local e, d = student.head_dim, student.hidden
-    -- queries, keys, values and what attention gives, and the sum; what the gate reads, and the sum. Norms and products are made again.
+    -- queries, keys, values and what attention gives, and the sum; what the gate reads, and the sum. Norms and products are made again. What is kept
+    -- in bf16 counts as f32: parts of it are made f32 once more on their way.
     if h > 0 then kept = kept + d + 2 * h * e + 2 * g * e end
     if f > 0 then kept = kept + d + (student.gated == false and 1 or 2) * f end
   end
@@ -33,7 +34,7 @@ function M.memory(teacher, student, batch, length, precision)
   local sum = 0
   for _, bytes in pairs(parts) do sum = sum + bytes end
   -- Blocks are rounded up to eighths of an octave, a sixteenth on average; the program, its libraries and the threads' scratch take the rest.
-  parts.other = sum / 16 + 24e6
+  parts.other = sum / 16 + 32e6
   -- The order of a step's rows is a Lua list, and what its passes read stands ready: ids, targets, where documents begin, masks.
   parts.rows = batch * (16 + 16 * length)
   return parts
