@@ -497,8 +497,8 @@ covers({ "weight_sums_acc", "weight_products_acc" }, "sums of |w| and w^2, and o
   t.fails("'stats' is [2, 5], want [2, 3]", c.weight_sums_acc, stats.c, random({ 3, 5 }, 1).c, 1)
 end)
 
--- Run after ops.lua and ops_layers.lua, by the order of their names; alone it can say nothing of theirs.
-if rows.covered.rmsnorm and rows.covered.exp then
+-- Run after bf16.lua, ops.lua and ops_layers.lua, by the order of their names; alone it can say nothing of theirs.
+if rows.covered.rmsnorm and rows.covered.exp and rows.covered.linear16 then
   t.test("every operation of the core has a row", function()
     local missing = {}
     for name in core.string(core.C.esp_op_names()):gmatch "[^\n]+" do

@@ -32,8 +32,11 @@ local function settle_batch(model, source, opt)
   end
   local a_row = 4 * source.seq * ((opt.grads and all or widest) + (8 + s.layers) * s.hidden)
   local fixed = 4 * shapes.parameters(s) * (opt.grads and 2 or 1) + 8 * 256 * s.vocab
-  local fits = math.floor((tonumber(core.C.esp_memory_available()) - fixed) / a_row)
-  local batch = opt.batch or math.max(1, math.min(fits, math.floor(batch_tokens / math.max(1, source.seq))))
+  local free = tonumber(core.C.esp_memory_available())
+  local fits = math.floor((free - fixed) / a_row)
+  -- What is free is not known everywhere.
+  local most = free > 0 and fits or math.huge
+  local batch = opt.batch or math.max(1, math.min(most, math.floor(batch_tokens / math.max(1, source.seq))))
   budget.refuse_if_too_big("measure", fixed + math.min(batch, source.rows) * a_row,
     fits >= 1 and "batch = " .. fits .. " would fit" or "no batch fits beside the model")
   opt.batch = batch
