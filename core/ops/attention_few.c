@@ -18,17 +18,21 @@ typedef uint32_t words8 __attribute__((vector_size(32), aligned(2), may_alias));
 typedef struct few {
     const esp_attention_args *a;
     int64_t rows, stretch, stretches;     /* rows: queries times heads, of one element of the batch; row r is query r / H, head r % H */
+    int share;                            /* so many rows, from a multiple of it on, read the same head of k: 4, 2 or 1 */
     float *q, *max, *sum, *o;             /* q [B,rows,D] times c; of each stretch: [B,stretches,rows], twice; [.., D] */
     int64_t *k_at, *v_at;                 /* bytes from the first head of k, and of v, to that of each row */
+    int32_t *place;                       /* [D] */
     float c;
 } few;
 
-/* Where channel c stands in a row of q and o. A word of bf16 widens to an even channel by a shift and to an odd one by a mask, so whole blocks of 32,
- * and of what is left one of 16, hold their even channels first; f32 rows stand as they are. */
-static int64_t place_of(int bf16, int64_t D, int64_t c)
+/* Where each channel stands in a row of q and o. A word of bf16 widens to an even channel by a shift and to an odd one by a mask, so whole blocks of
+ * 32, and of what is left one of 16, hold their even channels first; f32 rows stand as they are. */
+static void find_places(int32_t *place, int bf16, int64_t D)
 {
-    int64_t block = c < D / 32 * 32 ? 32 : c < D / 16 * 16 ? 16 : 1, from = block == 32 ? c / 32 * 32 : D / 32 * 32, i = c - from;
-    return !bf16 || block == 1 ? c : from + i % 2 * (block / 2) + i / 2;
+    for (int64_t c = 0; c < D; c++) {
+        int64_t block = c < D / 32 * 32 ? 32 : c < D / 16 * 16 ? 16 : 1, from = c < D / 32 * 32 ? c / 32 * 32 : D / 32 * 32, i = c - from;
+        place[c] = (int32_t)(!bf16 || block == 1 ? c : from + i % 2 * (block / 2) + i / 2);
+    }
 }
 
 /* The halves of a block of 32, and of one of 16, channels as they are stored. */
@@ -77,14 +81,14 @@ INLINE void sums_of(float *to, const floats16 t[PAIRS])
     for (int j = 0; j < PAIRS; j++) to[j] = z[4 * j];
 }
 
-/* to[j] = q[j] k[j] */
-INLINE void dots(const int bf16, float *to, const float *const q[PAIRS], const char *const k[PAIRS], int64_t D)
+/* to[j] = q[j] k[j]; so many neighbours share a key. */
+INLINE void dots(const int bf16, const int share, float *to, const float *const q[PAIRS], const char *const k[PAIRS], int64_t D)
 {
     floats16 t[PAIRS] = {{0}}, half[2];
     int64_t i = 0;
     for (; i + 32 <= D; i += 32) {
         for (int j = 0; j < PAIRS; j++) {
-            load_32(half, bf16, k[j], i);
+            load_32(half, bf16, k[j / share * share], i);
             t[j] += half[0] * *(const floats16 *)(q[j] + i);
             t[j] += half[1] * *(const floats16 *)(q[j] + i + 16);
         }
@@ -102,31 +106,8 @@ INLINE void dots(const int bf16, float *to, const float *const q[PAIRS], const c
     for (; i < D; i++) for (int j = 0; j < PAIRS; j++) to[j] += q[j][i] * load_one(bf16, k[j], i);
 }
 
-/* o += p[0] v[0] + p[1] v[1] */
-INLINE void add_values(const int bf16, float *o, const float *p, const char *v0, const char *v1, int64_t D)
-{
-    int64_t i = 0;
-    for (; i + 32 <= D; i += 32) {
-        floats16 x[2], y[2];
-        load_32(x, bf16, v0, i);
-        load_32(y, bf16, v1, i);
-        for (int h = 0; h < 2; h++) {
-            floats16 sum = *(const floats16 *)(o + i + 16 * h) + p[0] * x[h];
-            *(floats16 *)(o + i + 16 * h) = sum + p[1] * y[h];
-        }
-    }
-    if (i + 16 <= D) {
-        floats8 x[2], y[2];
-        load_16(x, bf16, v0, i);
-        load_16(y, bf16, v1, i);
-        for (int h = 0; h < 2; h++) *(floats8 *)(o + i + 8 * h) += p[0] * x[h] + p[1] * y[h];
-        i += 16;
-    }
-    for (; i < D; i++) o[i] += p[0] * load_one(bf16, v0, i) + p[1] * load_one(bf16, v1, i);
-}
-
 /* Scores [rows, width] of keys s0 .. s0 + n - 1, key by key and head by head as they lie: the processor reads ahead in few streams only. */
-INLINE void scores(const int bf16, const few *f, float *s, int64_t width, int64_t b, int64_t s0, int64_t n)
+INLINE void scores(const int bf16, const int share, const few *f, float *s, int64_t width, int64_t b, int64_t s0, int64_t n)
 {
     int64_t D = f->a->D, rows = f->rows;
     for (int64_t i = 0; i < n; i++) {
@@ -141,32 +122,71 @@ INLINE void scores(const int bf16, const few *f, float *s, int64_t width, int64_
                 int64_t more = esp_min(j, rows - 1 - r);
                 q[j] = from + more * D, k[j] = key + f->k_at[r + more];
             }
-            dots(bf16, to, q, k, D);
+            dots(bf16, share, to, q, k, D);
             for (int64_t j = 0; j < esp_min(PAIRS, rows - r); j++) s[(r + j) * width + i] = to[j];
         }
     }
 }
 
+/* o[j] += p[j][0] v0 + p[j][1] v1 for rows that share values, p[j] being `width` from row to row. */
+INLINE void add_values(const int bf16, const int share, float *o, const float *p, int64_t width, const char *v0, const char *v1, int64_t D)
+{
+    int64_t i = 0;
+    for (; i + 32 <= D; i += 32) {
+        floats16 x[2], y[2];
+        load_32(x, bf16, v0, i);
+        load_32(y, bf16, v1, i);
+        for (int j = 0; j < share; j++) {
+            for (int h = 0; h < 2; h++) {
+                floats16 *to = (floats16 *)(o + j * D + i + 16 * h), sum = *to + p[j * width] * x[h];
+                *to = sum + p[j * width + 1] * y[h];
+            }
+        }
+    }
+    if (i + 16 <= D) {
+        floats8 x[2], y[2];
+        load_16(x, bf16, v0, i);
+        load_16(y, bf16, v1, i);
+        for (int j = 0; j < share; j++) {
+            for (int h = 0; h < 2; h++) *(floats8 *)(o + j * D + i + 8 * h) += p[j * width] * x[h] + p[j * width + 1] * y[h];
+        }
+        i += 16;
+    }
+    for (; i < D; i++) {
+        float x = load_one(bf16, v0, i), y = load_one(bf16, v1, i);
+        for (int j = 0; j < share; j++) o[j * D + i] += p[j * width] * x + p[j * width + 1] * y;
+    }
+}
+
 /* o[rows, D] += p v, two keys at a time; p of one key more is 0 where n is odd. */
-INLINE void values(const int bf16, const few *f, float *o, const float *p, int64_t width, int64_t b, int64_t s0, int64_t n)
+INLINE void values(const int bf16, const int share, const few *f, float *o, const float *p, int64_t width, int64_t b, int64_t s0, int64_t n)
 {
     int64_t D = f->a->D;
     for (int64_t i = 0; i < n; i += 2) {
         const char *v0 = esp_head_rows(f->a->v, b, s0 + i, 0).data, *v1 = esp_head_rows(f->a->v, b, s0 + esp_min(i + 1, n - 1), 0).data;
-        for (int64_t r = 0; r < f->rows; r++) add_values(bf16, o + r * D, p + r * width + i, v0 + f->v_at[r], v1 + f->v_at[r], D);
+        for (int64_t r = 0; r < f->rows; r += share) {
+            add_values(bf16, share, o + r * D, p + r * width + i, width, v0 + f->v_at[r], v1 + f->v_at[r], D);
+        }
     }
 }
 
-static ESP_SIMD void scores_f32(const few *f, float *s, int64_t width, int64_t b, int64_t s0, int64_t n) { scores(0, f, s, width, b, s0, n); }
-static ESP_SIMD void scores_bf16(const few *f, float *s, int64_t width, int64_t b, int64_t s0, int64_t n) { scores(1, f, s, width, b, s0, n); }
-static ESP_SIMD void values_f32(const few *f, float *o, const float *p, int64_t width, int64_t b, int64_t s0, int64_t n)
-{
-    values(0, f, o, p, width, b, s0, n);
-}
-static ESP_SIMD void values_bf16(const few *f, float *o, const float *p, int64_t width, int64_t b, int64_t s0, int64_t n)
-{
-    values(1, f, o, p, width, b, s0, n);
-}
+/* One function of each for a dtype, cloned for each instruction set. */
+#define FOR_DTYPE(dtype, bf16) \
+    static ESP_SIMD void scores_##dtype(const few *f, float *s, int64_t width, int64_t b, int64_t s0, int64_t n) \
+    { \
+        if (f->share == 4) scores(bf16, 4, f, s, width, b, s0, n); \
+        else if (f->share == 2) scores(bf16, 2, f, s, width, b, s0, n); \
+        else scores(bf16, 1, f, s, width, b, s0, n); \
+    } \
+    static ESP_SIMD void values_##dtype(const few *f, float *o, const float *p, int64_t width, int64_t b, int64_t s0, int64_t n) \
+    { \
+        if (f->share == 4) values(bf16, 4, f, o, p, width, b, s0, n); \
+        else if (f->share == 2) values(bf16, 2, f, o, p, width, b, s0, n); \
+        else values(bf16, 1, f, o, p, width, b, s0, n); \
+    }
+FOR_DTYPE(f32, 0)
+FOR_DTYPE(bf16, 1)
+#undef FOR_DTYPE
 
 static ESP_SIMD float row_max(const float *s, int64_t n)
 {
@@ -208,68 +228,94 @@ static void softmax(const few *f, float *s, int64_t lo, int64_t hi, int64_t n, f
     *sum = exponentials(s + lo, most == -INFINITY ? 0 : most, hi - lo);
 }
 
-/* One stretch of keys. */
+/* Keys *lo .. *hi-1 of those s0 .. s0 + n - 1 are seen by query t. */
+static int sees(const few *f, int64_t b, int64_t t, int64_t s0, int64_t n, int64_t *lo, int64_t *hi)
+{
+    const esp_attention_args *a = f->a;
+    *hi = esp_max_of(0, esp_min(n, a->S - a->T + t + 1 - s0));
+    *lo = esp_min(*hi, esp_max_of(0, (a->first ? a->first[b * a->T + t] : 0) - s0));
+    return *lo < *hi;
+}
+
+/* One stretch of keys; it is not read where no query sees any of them. */
 static int stretch(void *context, int64_t block)
 {
     const few *f = context;
     const esp_attention_args *a = f->a;
-    int64_t b = block / f->stretches, s0 = block % f->stretches * f->stretch, n = esp_min(f->stretch, a->S - s0), width = esp_pad(n, 2);
-    int bf16 = a->k->dtype == ESP_BF16;
-    float *s = esp_scratch(f->rows * width * 4), *o = f->o + block * f->rows * a->D;
+    int64_t b = block / f->stretches, s0 = block % f->stretches * f->stretch, n = esp_min(f->stretch, a->S - s0), width = esp_pad(n, 2), lo, hi;
+    int bf16 = a->k->dtype == ESP_BF16, any = 0;
+    float *s = esp_scratch(f->rows * width * 4), *o = f->o + block * f->rows * a->D, *max = f->max + block * f->rows, *sum = f->sum + block * f->rows;
     if (!s) return ESP_EMEM;
+    for (int64_t t = 0; t < a->T; t++) any |= sees(f, b, t, s0, n, &lo, &hi);
+    for (int64_t r = 0; r < f->rows; r++) max[r] = -INFINITY, sum[r] = 0;
+    if (!any) return ESP_OK;
     (bf16 ? scores_bf16 : scores_f32)(f, s, width, b, s0, n);
     for (int64_t r = 0; r < f->rows; r++) {
-        int64_t t = r / a->H, first = a->first ? a->first[b * a->T + t] : 0;
-        int64_t hi = esp_max_of(0, esp_min(n, a->S - a->T + t + 1 - s0)), lo = esp_min(hi, esp_max_of(0, first - s0));
+        sees(f, b, r / a->H, s0, n, &lo, &hi);
         if (n % 2) s[r * width + n] = 0;
-        softmax(f, s + r * width, lo, hi, n, f->max + block * f->rows + r, f->sum + block * f->rows + r);
+        softmax(f, s + r * width, lo, hi, n, max + r, sum + r);
     }
     memset(o, 0, (size_t)(f->rows * a->D * 4));
     (bf16 ? values_bf16 : values_f32)(f, o, s, width, b, s0, n);
     return ESP_OK;
 }
 
-/* One row of the result from its stretches; it is gathered where the query stood. */
+static ESP_SIMD void add_scaled(float *restrict to, const float *restrict from, float by, int64_t n)
+{
+    for (int64_t i = 0; i < n; i++) to[i] += by * from[i];
+}
+
+/* One row of the result from its stretches. */
 static int merge(void *context, int64_t block)
 {
     const few *f = context;
     const esp_attention_args *a = f->a;
     int64_t b = block / f->rows, r = block % f->rows, t = r / a->H, h = r % a->H, first = b * f->stretches * f->rows + r;
-    float most = -INFINITY, sum = 0, *o = f->q + block * a->D;
+    float most = -INFINITY, sum = 0, *o = esp_scratch(2 * a->D * 4);
+    if (!o) return ESP_EMEM;
     for (int64_t i = 0; i < f->stretches; i++) most = f->max[first + i * f->rows] > most ? f->max[first + i * f->rows] : most;
     float shift = most == -INFINITY ? 0 : most;
     memset(o, 0, (size_t)a->D * 4);
     for (int64_t i = 0; i < f->stretches; i++) {
         int64_t at = first + i * f->rows;
+        float weight = esp_exp2f(f->max[at] - shift);
         if (f->sum[at] == 0) continue;
-        float weight = esp_exp2f(f->max[at] - shift), *part = f->o + at * a->D;
         sum += weight * f->sum[at];
-        for (int64_t c = 0; c < a->D; c++) o[c] += weight * part[c];
+        add_scaled(o, f->o + at * a->D, weight, a->D);
     }
+    for (int64_t c = 0; c < a->D; c++) o[a->D + c] = o[f->place[c]] / sum;
     esp_matrix to = esp_head_rows(a->o, b, t, h);
-    for (int64_t c = 0; c < a->D; c++) esp_store((char *)to.data + c * esp_dtype_size(to.dtype), to.dtype, o[place_of(a->q->dtype == ESP_BF16, a->D, c)] / sum);
+    esp_convert(to.data, to.dtype, o + a->D, ESP_F32, a->D);
     if (a->lse) a->lse[(b * a->H + h) * a->T + t] = shift * (float)M_LN2 + logf(sum);
     return ESP_OK;
+}
+
+static void read_queries(const few *f)
+{
+    const esp_attention_args *a = f->a;
+    for (int64_t i = 0; i < a->B * f->rows; i++) {
+        esp_matrix x = esp_head_rows(a->q, i / f->rows, i % f->rows / a->H, i % a->H);
+        for (int64_t c = 0; c < a->D; c++) f->q[i * a->D + f->place[c]] = f->c * load_one(x.dtype == ESP_BF16, x.data, c);
+    }
+    for (int64_t r = 0; r < f->rows; r++) {
+        int64_t g = r % a->H / a->each, size = esp_dtype_size(a->k->dtype);
+        f->k_at[r] = g * a->k->stride[2] * size, f->v_at[r] = g * a->v->stride[2] * size;
+    }
 }
 
 int esp_attention_few(const esp_attention_args *a)
 {
     if (a->o->count == 0) return ESP_OK;
     few f = {.a = a, .rows = a->T * a->H, .c = a->cap > 0 ? 1 : a->scale * (float)M_LOG2E};
+    f.share = a->each % 4 == 0 ? 4 : a->each % 2 == 0 ? 2 : 1;
     f.stretch = esp_max_of(LEAST, esp_pad(esp_ceil_div(a->S, STRETCHES), LEAST));
     f.stretches = esp_ceil_div(a->S, f.stretch);
     int64_t all = a->B * f.rows, parts = all * f.stretches;
-    if (!(f.k_at = esp_malloc(f.rows * 16 + (all * a->D + parts * (2 + a->D)) * 4))) return ESP_EMEM;
+    if (!(f.k_at = esp_malloc(f.rows * 16 + (all * a->D + parts * (2 + a->D) + a->D) * 4))) return ESP_EMEM;
     f.v_at = f.k_at + f.rows, f.q = (float *)(void *)(f.v_at + f.rows), f.max = f.q + all * a->D, f.sum = f.max + parts, f.o = f.sum + parts;
-    int bf16 = a->q->dtype == ESP_BF16;
-    for (int64_t r = 0; r < f.rows; r++) {
-        int64_t g = r % a->H / a->each, size = bf16 ? 2 : 4;
-        f.k_at[r] = g * a->k->stride[2] * size, f.v_at[r] = g * a->v->stride[2] * size;
-    }
-    for (int64_t i = 0; i < all; i++) {
-        esp_matrix x = esp_head_rows(a->q, i / f.rows, i % f.rows / a->H, i % a->H);
-        for (int64_t c = 0; c < a->D; c++) f.q[i * a->D + place_of(bf16, a->D, c)] = f.c * load_one(bf16, x.data, c);
-    }
+    f.place = (int32_t *)(void *)(f.o + parts * a->D);
+    find_places(f.place, a->q->dtype == ESP_BF16, a->D);
+    read_queries(&f);
     int code = esp_parallel(a->B * f.stretches, stretch, &f);
     if (code == ESP_OK) code = esp_parallel(all, merge, &f);
     esp_free(f.k_at);

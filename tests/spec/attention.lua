@@ -158,6 +158,7 @@ local cases = {
 local cached = {
   ["one query"] = case(1, 1, 4, 2, 48, { S = 9 }), ["one query, many keys"] = case(1, 1, 6, 6, 32, { S = 4500 }),
   ["one query, five heads in a group"] = case(2, 1, 5, 1, 64, { S = 131 }), ["four queries"] = case(2, 4, 4, 4, 20, { S = 70 }),
+  ["one query in a short window"] = case(1, 1, 4, 2, 32, { S = 300, window = 10 }),
   ["four queries in a window"] = case(1, 4, 4, 2, 50, { S = 200, window = 66 }), ["five queries"] = case(2, 5, 2, 1, 48, { S = 70 }),
   ["a tile and more"] = case(1, 131, 2, 1, 8, { S = 300 }), ["a window behind a cache"] = case(1, 40, 2, 1, 8, { S = 400, window = 45 }),
   ["documents behind a cache"] = case(2, 40, 2, 1, 8, { S = 201, documents = true }),
