@@ -78,6 +78,12 @@ void esp_score_scale(float *x, const float *by, int64_t rows);
 
 static inline int64_t esp_pad(int64_t n, int64_t to) { return esp_ceil_div(n, to) * to; }
 
+/* How much of D products take. Where a tile is as high as a panel is wide, parts of it cost more than the whole: zeros fill it up. */
+static inline int64_t esp_product_size(const esp_kernel16 *kernel, int64_t D)
+{
+    return kernel->rows % ESP_PANEL == 0 ? esp_pad(D, ESP_PANEL) : D;
+}
+
 /* The matrix of positions from `position` on of one head. */
 esp_matrix esp_head_rows(const esp_tensor *t, int64_t b, int64_t position, int64_t head);
 /* to[room, width words]: n rows of x of D numbers, zeros elsewhere */

@@ -20,7 +20,7 @@ typedef struct room {
     uint32_t *q, *qt, *dout, *dout_t, *o; /* of a tile of queries: panels of rows [ESP_QUERIES / per, 32], panels of columns [width, 32]; o dense */
     uint32_t *dense, *p, *d, *d_words;    /* dense rows; p and d as rows of keys, [ESP_KEYS, ESP_QUERIES / per]; d of one panel as words */
     float *dk, *dv, *dq, *s, *dp, *turned; /* [keys, padded], twice; panels of [padded, 32]; scores and their gradient [ESP_KEYS, 32]; dq */
-    int64_t width, words, stride, padded; /* words of a dense row, those of D among them, words of a row of k^T */
+    int64_t size, words, width, stride, padded; /* of D in products; words of that, of a dense row, of a row of k^T */
 } room;
 
 /* A tile of queries and what its softmax needs. */
@@ -31,7 +31,8 @@ typedef struct queries {
 
 static int make_room(room *r, const backward *f, int64_t keys)
 {
-    int64_t D = f->a->D, per = f->math->per, padded = esp_pad(D, ESP_PANEL), width = padded / per, tile = ESP_QUERIES * width;
+    int64_t D = f->a->D, size = esp_product_size(f->kernel, D), per = f->math->per, padded = esp_pad(D, ESP_PANEL), width = padded / per;
+    int64_t tile = ESP_QUERIES * width;
     enum { K, V, KT, Q, QT, DOUT, DOUT_T, O, DENSE, P, D_ROWS, D_WORDS, DK, DV, DQ, S, DP, TURNED, PARTS };
     const int64_t words[PARTS] = {
         [K] = keys * width, [V] = keys * width, [KT] = padded * (keys / per), [Q] = tile, [QT] = tile, [DOUT] = tile, [DOUT_T] = tile, [O] = tile,
@@ -43,8 +44,8 @@ static int make_room(room *r, const backward *f, int64_t keys)
 #define FLOATS(i) ((float *)(void *)part[i])
     *r = (room){.k = part[K], .v = part[V], .kt = part[KT], .q = part[Q], .qt = part[QT], .dout = part[DOUT], .dout_t = part[DOUT_T], .o = part[O],
                 .dense = part[DENSE], .p = part[P], .d = part[D_ROWS], .d_words = part[D_WORDS], .dk = FLOATS(DK), .dv = FLOATS(DV),
-                .dq = FLOATS(DQ), .s = FLOATS(S), .dp = FLOATS(DP), .turned = FLOATS(TURNED), .width = width, .words = esp_ceil_div(D, per),
-                .stride = keys / per, .padded = padded};
+                .dq = FLOATS(DQ), .s = FLOATS(S), .dp = FLOATS(DP), .turned = FLOATS(TURNED), .size = size, .words = esp_ceil_div(size, per),
+                .width = width, .stride = keys / per, .padded = padded};
 #undef FLOATS
     memset(r->dk, 0, (size_t)(keys * padded * 4));
     memset(r->dv, 0, (size_t)(keys * padded * 4));
@@ -110,21 +111,21 @@ static void panel_step(const backward *f, const room *r, queries *w, int64_t i, 
     }
     f->math->gradients(r->p + cell, r->d + cell, stride, r->d_words, r->s, r->dp, f->c, shift, delta, rows);
     esp_panel_product(f->kernel, esp_ceil_div(rows, per), r->kt + key / per, r->stride, r->d_words, r->dq + i * r->padded * ESP_PANEL, ESP_PANEL,
-                      a->D, ESP_PANEL, 1);
+                      r->size, ESP_PANEL, 1);
 }
 
 /* to[keys, D] += p dout, and the same of d and q: rows from .. to-1 of p. Queries before a key do not see it. */
 static void add_to_keys(const backward *f, const room *r, const esp_queries *x, const uint32_t *p, const uint32_t *plain, float *sum, int64_t s0,
                         int64_t from, int64_t to)
 {
-    int64_t per = f->math->per, stride = ESP_QUERIES / per, words = x->panels * ESP_PANEL / per, D = f->a->D;
+    int64_t per = f->math->per, stride = ESP_QUERIES / per, words = x->panels * ESP_PANEL / per;
     int64_t tiles = esp_ceil_div(to - from, f->kernel->rows);
     for (int64_t i = 0; i < tiles; i++) {
         int64_t row = from + (to - from) * i / tiles, end = from + (to - from) * (i + 1) / tiles;
         int64_t skip = esp_max_of(0, row - x->t0) / per;
-        for (int64_t c = 0; c < D; c += ESP_PANEL) {
+        for (int64_t c = 0; c < r->size; c += ESP_PANEL) {
             f->kernel->tile(words - skip, p + (row - s0) * stride + skip, stride, plain + (c / ESP_PANEL * words + skip) * ESP_PANEL,
-                         sum + (row - s0) * r->padded + c, r->padded, (int)(end - row), (int)esp_min(ESP_PANEL, D - c), 1);
+                         sum + (row - s0) * r->padded + c, r->padded, (int)(end - row), (int)esp_min(ESP_PANEL, r->size - c), 1);
         }
     }
 }

@@ -16,7 +16,7 @@ typedef struct room {
     uint32_t *k, *vt, *dense, *q, *p;     /* k [keys, width]; v^T [padded, stride]; 32 dense rows; panels of q^T; probabilities */
     float *o, *s, *turned;                /* panels of o^T [padded, 32]; scores [ESP_KEYS, 32]; o */
     int64_t base;                         /* the first key that is packed */
-    int64_t width, words, stride, padded; /* words of a dense row, those of D among them, words of a row of v^T */
+    int64_t size, words, width, stride, padded; /* of D in products; words of that, of a dense row, of a row of v^T */
 } room;
 
 /* A panel's softmax so far. */
@@ -26,7 +26,7 @@ typedef struct softmax {
 
 static int make_room(room *r, const forward *f, int64_t keys)
 {
-    int64_t D = f->a->D, per = f->math->per, padded = esp_pad(D, ESP_PANEL), width = padded / per;
+    int64_t D = f->a->D, size = esp_product_size(f->kernel, D), per = f->math->per, padded = esp_pad(D, ESP_PANEL), width = padded / per;
     enum { K, VT, DENSE, Q, P, O, S, TURNED, PARTS };
     const int64_t words[PARTS] = {
         [K] = keys * width, [VT] = padded * (keys / per), [DENSE] = ESP_PANEL * width, [Q] = ESP_PANELS * width * ESP_PANEL,
@@ -34,7 +34,7 @@ static int make_room(room *r, const forward *f, int64_t keys)
     uint32_t *part[PARTS];
     TRY(esp_scratch_parts(part, words, PARTS));
     *r = (room){.k = part[K], .vt = part[VT], .dense = part[DENSE], .q = part[Q], .p = part[P], .o = (float *)(void *)part[O],
-                .s = (float *)(void *)part[S], .turned = (float *)(void *)part[TURNED], .width = width, .words = esp_ceil_div(D, per),
+                .s = (float *)(void *)part[S], .turned = (float *)(void *)part[TURNED], .size = size, .words = esp_ceil_div(size, per), .width = width,
                 .stride = keys / per, .padded = padded};
     return ESP_OK;
 }
@@ -66,7 +66,7 @@ static void step(const forward *f, const room *r, const esp_queries *x, int64_t 
         esp_score_scale(soft->sum, shrink, 1);
     }
     f->math->exponentials(r->p, soft->sum, s, f->c, shift, rows);
-    esp_panel_product(f->kernel, esp_ceil_div(rows, per), r->vt + at / per, r->stride, r->p, o, ESP_PANEL, a->D, ESP_PANEL, 1);
+    esp_panel_product(f->kernel, esp_ceil_div(rows, per), r->vt + at / per, r->stride, r->p, o, ESP_PANEL, r->size, ESP_PANEL, 1);
 }
 
 static void finish_panel(const forward *f, const room *r, const esp_queries *x, int64_t p, const softmax *soft)
