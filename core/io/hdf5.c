@@ -95,10 +95,11 @@ int esp_h5_create(esp_h5 **out, const char *path)
     H5Pset_attr_phase_change(root, 64, 32);
     H5Pset_obj_track_times(root, 0);
     f->file = H5Fcreate(f->temporary, H5F_ACC_TRUNC, root, list);
+    /* Every call that succeeds forgets why the one before it failed. */
+    int code = f->file < 0 ? h5_fail("cannot write", path, NULL) : ESP_OK;
     H5Pclose(root);
     H5Pclose(list);
-    if (f->file < 0) {
-        int code = h5_fail("cannot write", path, NULL);
+    if (code != ESP_OK) {
         unlink(f->temporary);
         free_file(f);
         return code;
@@ -242,8 +243,9 @@ int esp_h5_open(esp_h5 **out, const char *path)
     if (access(path, R_OK) != 0) return esp_io_fail("cannot read", path);
     hid_t list = access_list();
     hid_t file = H5Fopen(path, H5F_ACC_RDONLY, list);
+    int code = file < 0 ? h5_fail("cannot read", path, NULL) : ESP_OK;
     H5Pclose(list);
-    if (file < 0) return h5_fail("cannot read", path, NULL);
+    TRY(code);
     esp_h5 *f = esp_calloc(sizeof *f);
     if (!f || !(f->path = esp_copy_text(path))) {
         esp_free(f);
