@@ -122,12 +122,12 @@ function M.contribution(model, data, opt)
   local rows = batches.of(job.data, opt.batch).rows
   local result = setmetatable({ name = "contribution in rounds", axes = { "ffn" }, rounds = 0, asked = opt.rounds, rows = rows }, Result)
   function result.score(_, _, given) return tensor.of(result.scores[given.layer + 1]) end
-  local line, start, done = progress.new { label = "contribution", total = rows * opt.rounds, quiet = opt.quiet }, core.C.esp_clock(), 0
+  local line, done = progress.new { label = "contribution", total = rows * opt.rounds, quiet = opt.quiet, after = 2 }, 0
   local ok, problem = gently.run(function(stop)
     for round = 1, opt.rounds do
       local stopped, seen = one_round(job, stop, function(n)
         done = done + n
-        if core.C.esp_clock() - start > 2 then line:update(done, string.format("round %d of %d", round, opt.rounds)) end
+        line:update(done, string.format("round %d of %d", round, opt.rounds))
       end)
       -- What a part of the rows says counts only where there is nothing else.
       if stopped and round > 1 then result.stopped = true return end

@@ -1,6 +1,5 @@
 --- Which layers can go, by running the model without them: one-shot or one after the other.
 
-local core = require "espalier.ffi"
 local tensor = require "espalier.tensor"
 local tape = require "espalier.tape"
 local batches = require "espalier.importance.batches"
@@ -142,12 +141,12 @@ function M.leave_out(model, data, opt)
   local result = setmetatable({ metric = opt.metric, part = opt.part, drop = {}, steps = {}, asked = opt, layers = model.shape.layers }, Result)
   local out, n = {}, opt.contiguous and opt.remove or 1
   local rounds = opt.iterative and not opt.contiguous and opt.remove or 1
-  local total, done, start = 0, 0, core.C.esp_clock()
+  local total, done = 0, 0
   for r = 1, rounds do total = total + math.max(1, model.shape.layers - (opt.contiguous and n - 1 or r - 1)) end
-  local line = progress.new { label = "leave out", total = total, quiet = opt.quiet }
+  local line = progress.new { label = "leave out", total = total, quiet = opt.quiet, after = 2 }
   local function bar(more)
     done = done + more
-    if core.C.esp_clock() - start > 2 then line:update(math.floor(done), string.format("%d of %d chosen", #result.steps, rounds)) end
+    line:update(done, string.format("%d of %d chosen", #result.steps, rounds))
   end
   local ok, problem = gently.run(function(stop)
     for _ = 1, rounds do

@@ -89,16 +89,16 @@ end
 
 -- What the user's task says with each candidate left out, by scan, where it was not asked yet; true where somebody stopped it.
 local function run_task(job, stop)
-  local left, total, start = {}, 0, core.C.esp_clock()
+  local left, total = {}, 0
   for _, scan in ipairs(job.depth and job.depth.task and job.depth.scans or {}) do
     if not job.stats.left_out[scan.key .. ".task"] then left[#left + 1], total = scan, total + #scan.candidates end
   end
-  local done, bar = 0, progress.new { label = "task", total = total, quiet = job.opt.quiet }
+  local done, bar = 0, progress.new { label = "task", total = total, quiet = job.opt.quiet, after = 2 }
   for _, scan in ipairs(left) do
     local stopped
     local scores = depth.task(job.model, scan.candidates, job.depth.task, nil, function()
       done, stopped = done + 1, stop()
-      if core.C.esp_clock() - start > 2 then bar:update(done, "layers left out") end
+      bar:update(done, "layers left out")
       return stopped
     end)
     if #scores == #scan.candidates then
@@ -123,7 +123,7 @@ local function walk(job, source, stop)
   local count, start, saved = math.ceil((source.rows - at) / opt.batch), C.esp_clock(), C.esp_clock()
   local before = stats:total "tokens"
   local watch = budget.watch { what = "measure", steps = count, time = opt.time, quiet = opt.quiet }
-  local bar, stopped = progress.new { label = "measure", total = source.rows, done = at, quiet = opt.quiet }, false
+  local bar, stopped = progress.new { label = "measure", total = source.rows, done = at, quiet = opt.quiet, after = 2 }, false
   for step = 1, count do
     local n = math.min(opt.batch, source.rows - at)
     tape.scope(function()
@@ -137,9 +137,7 @@ local function walk(job, source, stop)
     stats.facts.data = { { digest = digest, rows = at } }
     stopped = stop()
     local late = watch:step(step)
-    if C.esp_clock() - start > 2 then
-      bar:update(at, quantity.show_count((stats:total "tokens" - before) / (C.esp_clock() - start)) .. " tok/s")
-    end
+    bar:update(at, quantity.show_count((stats:total "tokens" - before) / (C.esp_clock() - start)) .. " tok/s")
     if (stopped or late) and at < source.rows then break end
     if opt.out and C.esp_clock() - saved > 60 and at < source.rows then
       stats:save(opt.out, { exact = true })

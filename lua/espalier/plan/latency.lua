@@ -45,7 +45,7 @@ function M.new(grid, batch, length, quiet)
     pairs_of[#pairs_of + 1] = { h, g }
     self.attention.ys[#pairs_of] = h + 2 * g
   end
-  local bar = progress.new { label = "measuring layers", total = #self.mlp.xs * (#self.mlp.ys + #pairs_of), quiet = quiet }
+  local bar = progress.new { label = "measuring layers", total = #self.mlp.xs * (#self.mlp.ys + #pairs_of), quiet = quiet, after = 2 }
   local done = 0
   local function layer(w)
     local t = measure.layer(s, w, batch, length)

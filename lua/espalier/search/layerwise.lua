@@ -78,7 +78,7 @@ end
 function M.shapes(grid, parts, budget, opt, count, late)
   local out, all = {}, grid.choices.hidden
   local n = math.min(count, #all)
-  local bar = progress.new { label = "shapes by layer", total = n, quiet = opt.quiet }
+  local bar = progress.new { label = "shapes by layer", total = n, quiet = opt.quiet, after = 2 }
   for i = 0, n - 1 do
     local d = all[1 + math.floor(i * (#all - 1) / math.max(1, n - 1) + 0.5)]
     local groups, meaning = groups_of(grid, parts, budget, d, opt)

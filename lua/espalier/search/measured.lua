@@ -77,7 +77,7 @@ function M.new(model, grid, scorer, opt)
     mlp[l], attention[l], layer[l] = { { shapes.at(s, "ffn", l), 0 } }, {}, math.huge
     attention[l][shapes.at(s, "kv_heads", l)] = { { shapes.at(s, "heads", l), 0 } }
   end
-  local bar = progress.new { label = "KL of each part cut", total = #list, quiet = opt.quiet }
+  local bar = progress.new { label = "KL of each part cut", total = #list, quiet = opt.quiet, after = 2 }
   for i, job in ipairs(list) do
     local part, l, size, request, groups = unpack(job, 1, 5)
     local kl = scorer:score(slices.slice(model, request)).kl

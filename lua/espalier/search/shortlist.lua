@@ -3,7 +3,6 @@
 
 local goals = require "espalier.plan.goals"
 local shapes = require "espalier.models.shape"
-local core = require "espalier.ffi"
 local progress = require "espalier.progress"
 local quantity = require "espalier.quantity"
 local fail = require "espalier.fail"
@@ -66,12 +65,12 @@ local ranges = 12
 -- nil: where it says yes, what was seen so far must do.
 function M.walk(grid, budget, loss, top, opt)
   local best, by_size, seen, fitting = {}, {}, 0, 0
-  local largest, start = shapes.parameters(grid.shape), core.C.esp_clock()
-  local bar = progress.new { label = "shapes", total = grid:count(), quiet = opt.quiet }
+  local largest = shapes.parameters(grid.shape)
+  local bar = progress.new { label = "shapes", total = grid:count(), quiet = opt.quiet, after = 2 }
   for c in grid:each() do
     seen = seen + 1
     if seen % 65536 == 0 then
-      if core.C.esp_clock() - start > 2 then bar:update(seen, quantity.show_count(fitting) .. " within the budget") end
+      bar:update(seen, quantity.show_count(fitting) .. " within the budget")
       if opt.late and opt.late() and fitting > 0 then break end
     end
     if goals.fill(budget, c) then

@@ -59,7 +59,7 @@ end
 
 --- True scores, the most promising first; known: of an earlier start, by name.
 function M.rescore(o, self, known)
-  local bar = progress.new { label = "re-scoring", total = #self.rows, quiet = o.quiet }
+  local bar = progress.new { label = "re-scoring", total = #self.rows, quiet = o.quiet, after = 2 }
   local best
   table.sort(self.rows, function(a, b) return a.cheap < b.cheap or (a.cheap == b.cheap and a.name < b.name) end)
   for i, row in ipairs(self.rows) do

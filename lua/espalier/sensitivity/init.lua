@@ -69,9 +69,8 @@ end
 
 -- Scores the model and every candidate into out.rows; what is left when the time is up or somebody stops goes into out.left_out.
 local function walk(out, list, model, stats, train, held_out, opt)
-  local start = core.C.esp_clock()
   local watch = budget.watch { what = "sensitivity", steps = #list + 1, time = opt.time, quiet = opt.quiet }
-  local bar = progress.new { label = "sensitivity", total = #list + 1, quiet = opt.quiet }
+  local bar = progress.new { label = "sensitivity", total = #list + 1, quiet = opt.quiet, after = 2 }
   local ok, problem = gently.run(function(stop)
     local full = { axis = "nothing", request = {}, parameters = shapes.parameters(model.shape), equal = true }
     score(full, model, model, held_out, opt)
@@ -82,7 +81,7 @@ local function walk(out, list, model, stats, train, held_out, opt)
         out.left_out[#out.left_out + 1] = candidate.axis .. (candidate.metric and " by " .. candidate.metric or "")
       else
         out.rows[#out.rows + 1] = one_row(candidate, model, stats, train, held_out, opt)
-        if core.C.esp_clock() - start > 2 then bar:update(i + 1, candidate.axis) end
+        bar:update(i + 1, candidate.axis)
         stopped = watch:step(i + 1) or stop()
       end
     end
