@@ -54,6 +54,7 @@ function M.of(data, size, from)
   if type(data) == "table" and data.batch and data.rows then
     source.rows, source.seq = data:rows(), data.seq
   else
+    if type(data) == "table" and #data == 0 and not tensor.is(data) then fail "measure: the calibration data has no rows" end
     ids, lengths = models.as_ids(data)
     source.rows, source.seq = ids.shape[1], ids.shape[2]
   end

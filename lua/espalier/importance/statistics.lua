@@ -67,108 +67,32 @@ function Statistics:taken_for(model)
   return setmetatable(own, Statistics)
 end
 
--- ---- what may be done with sums of a name ----
+-- ---- parts ----
 
--- "add", "max" (a user's reduction), "same" (of the weights alone), or "whole" (of all data at once: Taylor's weight form, a task).
-local function rule_of(stats, name)
-  local own = name:match "%.user%.(.+)$"
-  if own then return stats.facts.reductions[own] == "max" and "max" or "add" end
-  if name:match "%.weights$" then return "same" end
-  if name:match "%.taylor_weight$" or name:match "%.task$" then return "whole" end
-  return "add"
-end
-
-local function combine(rule, a, b)
-  local out, x, y = tensor.new(a.shape, "f64"), a:data(), b:data()
-  local p = out:data()
-  for i = 0, a:count() - 1 do
-    if rule == "max" then p[i] = x[i] >= y[i] and x[i] or y[i] else p[i] = x[i] + y[i] end
-  end
-  return out
-end
-
-local function each_place(stats, visit)
+--- visit(place, at) for every table of sums; at(other): the same place in other statistics.
+function M.each_place(stats, visit)
   for l = 1, stats.shape.layers do visit(stats.sums[l], function(s) return s.sums[l] end) end
   visit(stats.outer, function(s) return s.outer end)
   visit(stats.left_out, function(s) return s.left_out end)
 end
 
--- Names of what adds up.
-local function names_of(stats, place)
-  local names = {}
-  for name in pairs(place) do if rule_of(stats, name) ~= "whole" then names[#names + 1] = name end end
-  table.sort(names)
-  return table.concat(names, ", ")
-end
-
-local function refuse_mixing(a, b)
-  local function differ(what, x, y) fail("stats:merge: the statistics are of different %s (%s and %s)", what, tostring(x), tostring(y)) end
-  if shapes.text(a.shape) ~= shapes.text(b.shape) then differ("models", shapes.text(a.shape), shapes.text(b.shape)) end
-  for _, what in ipairs { "model", "tokenizer" } do
-    if a.facts[what] ~= b.facts[what] then differ(what .. "s", a.facts[what], b.facts[what]) end
-  end
-  for _, x in ipairs(a.facts.data) do
-    for _, y in ipairs(b.facts.data) do
-      if x.digest == y.digest then fail("stats:merge: both hold the same %d rows of data (hash %s); they would count twice", x.rows, x.digest) end
-    end
-  end
-  each_place(a, function(place, at)
-    local left, right = names_of(a, place), names_of(b, at(b))
-    if left ~= right then fail("stats:merge: one holds %s, the other %s; measure both with the same options", left, right) end
-  end)
-end
-
 --- New statistics of both shards of data together. Refuses other models or tokenizers, the same rows twice, and statistics that were asked for
 -- different things. The weight form of Taylor needs the gradient of all data at once and does not add up: it is left out.
 function Statistics:merge(other)
-  if type(other) ~= "table" or getmetatable(other) ~= Statistics then fail("stats:merge: the argument is %s, want statistics", type(other)) end
-  refuse_mixing(self, other)
-  local facts = {}
-  for k, v in pairs(self.facts) do facts[k] = v end
-  facts.data, facts.merged = {}, true
-  for _, from in ipairs { self, other } do for _, d in ipairs(from.facts.data) do facts.data[#facts.data + 1] = d end end
-  local both = M.new(self.shape, facts)
-  both.model = self.model
-  for h = 1, 2 do
-    for what, n in pairs(self.counts[h]) do both.counts[h][what] = n + other.counts[h][what] end
-  end
-  tape.outside_scopes(each_place, self, function(place, at)
-    for name, a in pairs(place) do
-      local rule = rule_of(self, name)
-      if rule == "same" then at(both)[name] = a elseif rule ~= "whole" then at(both)[name] = combine(rule, a, at(other)[name]) end
-    end
-  end)
-  return both
+  return require("espalier.importance.merge").merge(self, other)
 end
 
 --- The statistics of one half of the rows alone: 0 the even, 1 the odd ones.
 function Statistics:half(h)
-  local facts = {}
-  for k, v in pairs(self.facts) do facts[k] = v end
-  local half = M.new(self.shape, facts)
-  half.model = self.model
-  for what, n in pairs(self.counts[h + 1]) do half.counts[h + 1][what] = n end
-  tape.outside_scopes(each_place, self, function(place, at)
-    for name, t in pairs(place) do
-      local rule = rule_of(self, name)
-      if rule == "same" then
-        at(half)[name] = t
-      elseif rule ~= "whole" then
-        local own = tensor.clone(t)
-        tensor.select(own, 0, 1 - h):fill(rule == "max" and -math.huge or 0)
-        at(half)[name] = own
-      end
-    end
-  end)
-  return half
+  return require("espalier.importance.merge").half(self, h)
 end
 
 --- Drops what only all data at once can give: more rows are to come.
 function Statistics:forget_wholes()
-  each_place(self, function(place)
-    for name in pairs(place) do if rule_of(self, name) == "whole" then place[name] = nil end end
-  end)
+  require("espalier.importance.merge").forget_wholes(self)
 end
+
+-- ---- files ----
 
 --- Writes an HDF5 file, whole or not at all: what metrics need, to f32, or with opt.exact every sum, which takes some three times the bytes.
 function Statistics:save(path, opt)
@@ -184,7 +108,7 @@ end
 --- Bytes of all sums.
 function Statistics:bytes()
   local total = 0
-  each_place(self, function(place) for _, t in pairs(place) do total = total + 8 * t:count() end end)
+  M.each_place(self, function(place) for _, t in pairs(place) do total = total + 8 * t:count() end end)
   return total
 end
 
@@ -192,7 +116,7 @@ end
 function Statistics:hash()
   if self.known_hash then return self.known_hash end
   local parts = { shapes.text(self.shape), self.facts.model, self.facts.tokenizer or "", self.facts.asked or "" }
-  each_place(self, function(place)
+  M.each_place(self, function(place)
     local names = {}
     for name in pairs(place) do names[#names + 1] = name end
     table.sort(names)
