@@ -148,6 +148,7 @@ t.test("impossible sizes are refused with the nearest legal ones", function()
   t.fails("unknown option 'hiden'; did you mean 'hidden'?", esp.prune, model, stats, { hiden = 8 })
   t.fails("drop names layer 3, want 0 to 2", esp.prune, model, stats, { drop = { 3 } })
   t.fails("want statistics or a ranking", esp.prune, model, nil, { hidden = 8 })
+  t.fails("the first argument is nil, want a model", esp.prune)
   local part = esp.prune(model, stats, { drop = { 0 }, drop_mlp = { 2 }, drop_attention = { 1 }, hidden = 8, ffn = 12, kv_heads = 1, quiet = true })
   t.equal({ part.shape.layers, part.shape.ffn, part.shape.heads, part.shape.kv_heads }, { 2, { 12, 0 }, { 0, 2 }, { 0, 1 } })
   local dir = t.folder() .. "/m"

@@ -267,7 +267,16 @@ t.test("metrics read weights: norms out of the statistics, all else out of the m
   t.near(alone:score { axis = "ffn", layer = 1, metric = largest, model = model }, (down * down):max(0), 1e-6)
 end)
 
+t.test("mistakes in files are told with their reason", function()
+  local stats, dir = measure(model_of(), rows_of(2)), t.folder()
+  t.fails("/none/s.h5: HDF5: No such file or directory", stats.save, stats, dir .. "/none/s.h5")
+  t.fails("did you mean 'exact'?", stats.save, stats, dir .. "/s.h5", { exat = true })
+  t.write(dir .. "/text", "no HDF5")
+  t.fails("HDF5: file signature not found", esp.importance.load, dir .. "/text")
+end)
+
 t.test("mistakes in questions are told", function()
+  t.fails("the calibration data has no rows", measure, model_of(), {})
   local stats = measure(model_of(), rows_of(3))
   local function asks(part, opt) t.fails(part, stats.score, stats, opt) end
   asks("metric 'wanda' is of ffn, heads, kv_heads, hidden, attention, not of layers", { axis = "layers", metric = "wanda" })

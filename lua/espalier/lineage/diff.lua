@@ -113,10 +113,12 @@ end
 
 --- esp.diff(a, b) -> what differs, in words; print it, or read diff.lines (none where the models are the same) and diff.same.
 function M.diff(a, b)
-  for _, model in ipairs { a or false, b or false } do
-    if type(model) ~= "table" or not model.parameters then fail("esp.diff: want two models, one is %s", type(model)) end
+  for i = 1, 2 do
+    local model = i == 1 and a or i == 2 and b or nil
+    if type(model) ~= "table" or not model.parameters then
+      fail("esp.diff: want two models, the %s is %s", i == 1 and "first" or "second", type(model))
+    end
   end
-  if not (a and b) then fail("esp.diff: want two models") end
   local out, ha, hb = {}, hash(a), hash(b)
   shape_lines(shapes.normal(a.shape), shapes.normal(b.shape), out)
   if ha ~= hb then

@@ -100,6 +100,7 @@ end
 function M.prune(model, scores, opt)
   opt = legal.parse("esp.prune", opt, { keep = { "table" }, compensate = { "bool", default = false }, heads_residual = { "number", default = 0 },
     quiet = { "bool", default = false } })
+  if type(model) ~= "table" or not model.parameters then fail("esp.prune: the first argument is %s, want a model", type(model)) end
   local s = model.shape
   local lists = legal.check("esp.prune", s, opt)
   local sizes = changes(s, opt)
