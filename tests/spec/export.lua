@@ -167,12 +167,12 @@ t.test("layers that differ go into a GGUF file as deci; what llama.cpp has not i
   t.equal(require("espalier.io.gguf").open(path):get "general.architecture", "deci")
   t.equal(shapes.normal(back.shape), shapes.normal(model.shape))
   t.equal(difference(back, model), 0)
-  local keys = require "espalier.models.gguf.keys"
-  local function refused(part, change, kind) t.fails(part, keys.choose, shape(change), kind or "llama") end
+  local choose = require("espalier.models.gguf.choose").choose
+  local function refused(part, change, kind) t.fails(part, choose, shape(change), kind or "llama") end
   refused("attention and without an MLP", { ffn = { 64, 0, 64 } })
   refused("their product must be hidden", { biases = { qkv = true }, qk_norm = "whole", norms = "post", head_dim = 16 }, "olmo2")
   refused("like that of this model", { qk_norm = "head", norm = "layernorm" })
-  local engine, adapted, notes = keys.choose(shape { window = 16 }, "mistral")
+  local engine, adapted, notes = choose(shape { window = 16 }, "mistral")
   t.equal(engine.name, "llama")
   t.equal(adapted.context, 16)
   t.ok(notes[1]:find("its context is 16", 1, true))

@@ -1,8 +1,4 @@
 --- Candidates of a sorted model as views of it: prefixes of its tensors and a list of its layers. Nothing is copied until a slice is materialized.
---
--- Heads stay in Hugging Face's order, so where heads are cut inside their groups the rows of W_Q and the columns of W_O that stay are the fronts of
--- equal blocks: views [groups, rows, columns] and [rows, groups, columns]. A product gathers such a view into scratch that goes right after it: the
--- sums then run in the order of the folder that the slice would be saved as, and the results are its bits.
 
 local tensor = require "espalier.tensor"
 local tape = require "espalier.tape"
@@ -10,6 +6,7 @@ local models = require "espalier.models.model"
 local shapes = require "espalier.models.shape"
 local legal = require "espalier.prune.legal"
 local sort = require "espalier.prune.sort"
+local views = require "espalier.prune.views"
 local streams = require "espalier.prune.streams"
 local hash = require "espalier.models.hash"
 local fail = require "espalier.fail"
@@ -30,78 +27,18 @@ end
 -- The stores of streams, one a sorted model, and its twins whose products have another precision; they go with it.
 local stores, twins = setmetatable({}, { __mode = "k" }), setmetatable({}, { __mode = "k" })
 
--- ---- views ----
-
--- What stays along an axis of a tensor of layer l, as { groups, each } blocks of `own` elements: each of the first groups keeps its first `each`.
-local function extent(s, l, new, i, axis)
-  if axis == "heads" and shapes.at(s, "heads", l) > 0 then
-    local g, e = shapes.at(new, "kv_heads", i), s.head_dim
-    return { g, shapes.at(new, "heads", i) / g * e, own = shapes.at(s, "heads", l) / shapes.at(s, "kv_heads", l) * e }
-  end
-  return { 1, shapes.extent(new, axis, i), own = shapes.extent(s, axis, l) }
-end
-
--- A view of the blocks; the dimension of a block that stays whole is no dimension of its own.
-local function view(t, parts)
-  local shape, strides, all = {}, {}, t:strides()
-  for d, p in ipairs(parts) do
-    if p[1] == 1 or p[2] == p.own then
-      shape[#shape + 1], strides[#strides + 1] = p[1] * p[2], all[d]
-    else
-      shape[#shape + 1], strides[#strides + 1] = p[1], p.own * all[d]
-      shape[#shape + 1], strides[#strides + 1] = p[2], all[d]
-    end
-  end
-  return tensor.as_strided(t, shape, strides, 0)
-end
-
--- Vectors with blocks are gathered at once: they are a few hundred numbers, and no operation reads them in parts.
-local function views(from, s, new, kept_layers)
-  local weights, shape_of = {}, {}
-  for _, t in ipairs(shapes.tensors(new)) do
-    local l = t.layer and kept_layers[t.layer + 1]
-    local parts = {}
-    for d, axis in ipairs(t.axes) do parts[d] = extent(s, l or 0, new, t.layer or 0, axis) end
-    local v = view(from[l and "model.layers." .. l .. "." .. t.below or t.name], parts)
-    if #v.shape > #t.axes and #t.axes == 1 then v = tensor.view(tensor.clone(v), t.shape) end
-    if #v.shape > #t.axes then shape_of[t.name] = t.shape end
-    weights[t.name] = v:protect()
-  end
-  return weights, shape_of
-end
-
-local function flat(v, shape)
-  return tensor.view(tensor.clone(v), shape)
-end
-
--- Linear layers over a view of blocks gather it when they run.
-local function gather_when_run(decoder)
-  for _, block in ipairs(decoder.model.layers) do
-    for _, linear in ipairs { block.self_attn and block.self_attn.q_proj or false, block.self_attn and block.self_attn.o_proj or false } do
-      if linear and #linear.weight.shape == 3 then
-        local blocks, run = linear.weight, linear.forward
-        linear.forward = function(self, ...)
-          self.weight = flat(blocks, { self.outputs, self.inputs })
-          local y = run(self, ...)
-          self.weight = blocks
-          return y
-        end
-      end
-    end
-  end
-  return decoder
-end
+-- ---- what is made when it is asked for ----
 
 -- The views as weights of the shape, and the shapes of those of blocks as a folder has them.
 function when_asked.views(self)
   return tape.outside_scopes(function()
-    local weights, flat_shapes = views(self.of:parameters(), self.of.shape, self.shape, self.layers)
+    local weights, flat_shapes = views.of(self.of:parameters(), self.of.shape, self.shape, self.layers)
     return { weights = weights, flat_shapes = flat_shapes }
   end)
 end
 
 function when_asked.decoder(self)
-  return gather_when_run(models.new(self.shape, { weights = self.views.weights, precision = self.precision }).decoder)
+  return views.gather_when_run(models.new(self.shape, { weights = self.views.weights, precision = self.precision }).decoder)
 end
 
 -- What each layer is, for the streams that candidates share.
@@ -144,7 +81,7 @@ end
 --- { [hf_name] = tensor }: the views, and for those of blocks what they hold, gathered.
 function Slice:parameters()
   local all = Model.parameters(self)
-  for name, shape in pairs(self.views.flat_shapes) do all[name] = flat(all[name], shape) end
+  for name, shape in pairs(self.views.flat_shapes) do all[name] = views.flat(all[name], shape) end
   return all
 end
 

@@ -6,6 +6,7 @@ local lazy = require "espalier.tensor.lazy"
 local tape = require "espalier.tape"
 local gguf = require "espalier.io.gguf"
 local keys = require "espalier.models.gguf.keys"
+local choose = require "espalier.models.gguf.choose"
 local weights = require "espalier.models.gguf.weights"
 local tokens = require "espalier.models.gguf.tokens"
 local configs = require "espalier.models.config"
@@ -59,7 +60,7 @@ end
 -- Errors: no architecture of llama.cpp computes what the model does (with the reason), a tokenizer that it has no name for.
 function M.plan(model, dtype)
   local kind = configs.kind(model.shape, model.config)
-  local engine, s, notes, scale = keys.choose(model.shape, kind)
+  local engine, s, notes, scale = choose.choose(model.shape, kind)
   local own, stored, left_out = model:parameters(), weights.stored(s, engine), 0
   -- What was not read yet is read for the moment only. A head that llama.cpp wants of its own is the embedding again.
   local function get(name)
