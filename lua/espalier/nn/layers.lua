@@ -90,8 +90,13 @@ end
 local function table_rows(weight, ids)
   if not lazy.is(weight) or weight.requires_grad then return ops.embedding(weight, ids) end
   local count, shape = ids:count(), { unpack(ids.shape) }
+  local list, vocab = tensor.view(tensor.contiguous(ids), { count }), weight.shape[1]
+  local p = list:data()
+  for i = 0, count - 1 do
+    if p[i] < 0 or p[i] >= vocab then fail("embedding: id %d at place %d, want 0 to %d (the vocabulary)", p[i], i, vocab - 1) end
+  end
   shape[#shape + 1] = weight.shape[2]
-  return tensor.view(lazy.load(lazy.take(weight, tensor.view(tensor.contiguous(ids), { count })), "f32"), shape)
+  return tensor.view(lazy.load(lazy.take(weight, list), "f32"), shape)
 end
 
 function Embedding:forward(ids)
