@@ -4,6 +4,7 @@ local tape = require "espalier.tape"
 local core = require "espalier.ffi"
 local tokens = require "espalier.eval.tokens"
 local product = require "espalier.product"
+local progress = require "espalier.progress"
 local options = require "espalier.options"
 local fail = require "espalier.fail"
 
@@ -11,8 +12,9 @@ local C = core.C
 local M = {}
 
 --- Sums by document of held-out data: { nll, predictions, kl, positions }, lists; and the seconds that the model's own forward passes took.
--- batch: rows at a time. teacher: a model of the same vocabulary, for KL(teacher || model); nil: no KL.
-function M.by_document(model, data, batch, teacher)
+-- batch: rows at a time. teacher: a model of the same vocabulary, for KL(teacher || model); nil: no KL. after(rows), or nil: called when so many are
+-- done.
+function M.by_document(model, data, batch, teacher, after)
   data:use(model, "esp.evaluate")
   local lists, seconds = { nll = {}, predictions = {}, kl = {}, positions = {} }, 0
   for at = 0, data:rows() - 1, batch do
@@ -25,6 +27,7 @@ function M.by_document(model, data, batch, teacher)
       local nll, kl = tokens.nll_and_kl(model:states(h), b.target, full)
       tokens.add_by_document(lists, nll, kl, b.target, b.first)
     end)
+    if after then after(math.min(at + batch, data:rows())) end
   end
   return lists, seconds
 end
@@ -38,17 +41,20 @@ function M.mean_with_interval(sums, counts)
   return mean, k > 1 and 1.96 * math.sqrt(spread * k / (k - 1)) / n or 0
 end
 
---- esp.evaluate{ model, data = held-out data, batch = 8, train = data that was trained on, precision = "f32" or "bf16" } -> { nll, perplexity,
+--- esp.evaluate{ model, data = held-out data, batch = 8, train = data that was trained on, precision = "f32" or "bf16", quiet } -> { nll, perplexity,
 -- interval, predictions, documents }.
 -- interval: half width of the 95 % interval over documents. Documents that are in `train` are refused.
 function M.evaluate(opt)
   opt = options.check("esp.evaluate", opt, { model = { "model" }, [1] = { "model" }, data = { "table", required = true },
-    batch = { "int", default = 8 }, train = { "table" }, precision = { "string", one_of = product.names } })
+    batch = { "int", default = 8 }, train = { "table" }, precision = { "string", one_of = product.names },
+    quiet = { "bool", default = false } })
   local model = opt.model or opt[1] or fail("esp.evaluate: option 'model' is missing")
   if opt.data.role == "train" then fail("esp.evaluate: the data is the training side of a split; score on held_out") end
   if opt.train then require("espalier.data").refuse_overlap(opt.train, opt.data, "esp.evaluate") end
   if opt.precision then model = model:in_precision(opt.precision) end
-  local lists = M.by_document(model, opt.data, opt.batch)
+  opt.data:use(model, "esp.evaluate")
+  local bar = progress.new { label = "evaluate", total = opt.data:rows(), quiet = opt.quiet, after = 2 }
+  local lists = M.by_document(model, opt.data, opt.batch, nil, function(rows) bar:update(rows, "rows") end)
   local nll, interval = M.mean_with_interval(lists.nll, lists.predictions)
   local predictions = 0
   for _, n in ipairs(lists.predictions) do predictions = predictions + n end

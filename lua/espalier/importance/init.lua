@@ -81,7 +81,7 @@ function M.measure(model, data, opt)
   facts.asked = table.concat(words, " ")
   job.stats = statistics.new(model.shape, facts)
   job.stats.model = model
-  weights.collect(job.stats, model)
+  weights.collect(job.stats, model, opt.quiet)
   local unwatch = opt.grads and gradients.watch_weights(model)
   local ok, result = gently.run(function(stop)
     return pass.run(job, source, stop)

@@ -5,6 +5,7 @@ local core = require "espalier.ffi"
 local tensor = require "espalier.tensor"
 local tape = require "espalier.tape"
 
+local progress = require "espalier.progress"
 local fail = require "espalier.fail"
 
 local c = core.ops
@@ -36,7 +37,9 @@ function M.sites(block)
 end
 
 --- Sums [4,n] at a site: readers' |w| and w^2 by column, makers' |w| and w^2 by row. Into stats.sums[l+1]["SITE.weights"].
-function M.collect(stats, model)
+-- Of a large model that takes a while, which is told unless quiet.
+function M.collect(stats, model, quiet)
+  local bar = progress.new { label = "weights", total = model.shape.layers, quiet = quiet, after = 2 }
   for l, block in ipairs(model.decoder.model.layers) do
     for _, site in ipairs(M.sites(block)) do
       local around = M.around(block, site)
@@ -50,6 +53,7 @@ function M.collect(stats, model)
         end
       end
     end
+    bar:update(l, "layers read")
   end
 end
 
