@@ -24,21 +24,22 @@ static int normal_form(esp_tokenizer *t, const char *text, int64_t bytes)
 int esp_added_prepare(esp_tokenizer *t)
 {
     int64_t n = t->added_count;
-    int64_t *ends = esp_malloc((n + 1) * 8);
     esp_string *raw = t->raw_added.strings = esp_malloc((n + 1) * (int64_t)sizeof *raw), *normal = t->normal_added.strings = esp_malloc((n + 1) * (int64_t)sizeof *normal);
-    int code = ends && raw && normal ? ESP_OK : ESP_EMEM;
+    int code = raw && normal ? ESP_OK : ESP_EMEM;
     for (int64_t i = 0; code == ESP_OK && i < n; i++) {
-        const piece *p = &t->pieces[t->added[i].id];
+        added_token *a = &t->added[i];
+        const piece *p = &t->pieces[a->id];
+        a->normal_at = (int32_t)t->normal_text.bytes;
         if (p->bytes > LONGEST_TOKEN) code = esp_fail(ESP_EFORMAT, "tokenizer: an added token of %lld bytes, at most %d can be", (long long)p->bytes, (int)LONGEST_TOKEN);
-        else if (t->added[i].normalized) code = normal_form(t, t->text + p->at, p->bytes);
+        else if (a->normalized) code = normal_form(t, t->text + p->at, p->bytes);
         else raw[t->raw_added.count++] = (esp_string){t->text + p->at, (int32_t)p->bytes, (int32_t)i};
-        if (code == ESP_OK) ends[i] = t->normal_text.bytes;
+        if (t->normal_text.bytes > INT32_MAX) code = esp_fail(ESP_EFORMAT, "tokenizer: more than 2 GiB of added tokens");
+        a->normal_bytes = (int32_t)t->normal_text.bytes - a->normal_at;
     }
-    for (int64_t i = 0, at = 0; code == ESP_OK && i < n; i++) {
-        if (t->added[i].normalized) normal[t->normal_added.count++] = (esp_string){t->normal_text.at + at, (int32_t)(ends[i] - at), (int32_t)i};
-        at = ends[i];
+    for (int64_t i = 0; code == ESP_OK && i < n; i++) {
+        const added_token *a = &t->added[i];
+        if (a->normalized) normal[t->normal_added.count++] = (esp_string){t->normal_text.at + a->normal_at, a->normal_bytes, (int32_t)i};
     }
-    esp_free(ends);
     if (code == ESP_OK) code = esp_prefixes_build(&t->raw_added);
     return code == ESP_OK ? esp_prefixes_build(&t->normal_added) : code;
 }

@@ -58,16 +58,23 @@ int esp_map_trim(const esp_step *s, esp_worker *w, esp_text *out, const char *te
     return esp_text_add(out, text + from, to - from);
 }
 
+/* Appends the piece of an id as it would stand in a normalized text, so that the decoder undoes what the normalizer does. */
+static int add_piece(esp_text *to, const esp_tokenizer *t, int32_t id)
+{
+    const piece *p = &t->pieces[id];
+    const added_token *a = p->added >= 0 ? &t->added[p->added] : NULL;
+    return a && a->normalized ? esp_text_add(to, t->normal_text.at + a->normal_at, a->normal_bytes) : esp_text_add(to, t->text + p->at, p->bytes);
+}
+
 static int decode_steps(esp_worker *w, esp_text *out, const int32_t *ids, int64_t count, int special, int first)
 {
     const esp_tokenizer *t = w->t;
     esp_pieces *now = &w->now;
     now->count = now->own.bytes = now->own.most = 0;
     for (int64_t i = 0; i < count; i++) {
-        const piece *p = &t->pieces[ids[i]];
-        if (!special && p->type == ESP_PIECE_CONTROL) continue;
+        if (!special && t->pieces[ids[i]].type == ESP_PIECE_CONTROL) continue;
         int64_t from = now->own.bytes;
-        TRY(esp_text_add(&now->own, t->text + p->at, p->bytes));
+        TRY(add_piece(&now->own, t, ids[i]));
         TRY(esp_pieces_push(now, from, now->own.bytes));
     }
     now->text = now->own.at;

@@ -51,7 +51,7 @@ static int add_special(esp_tokenizer *t, const char *text)
 {
     t->added[t->added_count++] = (added_token){.id = (int32_t)t->count, .special = 1};
     TRY(esp_tokenizer_add(t, text, (int64_t)strlen(text), 0, ESP_PIECE_CONTROL));
-    t->pieces[t->count - 1].added = 1;
+    t->pieces[t->count - 1].added = (int32_t)t->added_count - 1;
     t->pieces[t->count - 1].in_model = 0;
     return ESP_OK;
 }

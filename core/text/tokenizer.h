@@ -147,7 +147,8 @@ enum { ESP_MOST_PIECES = 1 << 20 };
 typedef struct piece {
     double score;
     uint32_t at, bytes;                    /* in the text store */
-    uint8_t type, added, in_model;         /* added: an added token; in_model: a piece of the model (it may be both) */
+    int32_t added;                         /* its place among the added tokens, -1 where it is none */
+    uint8_t type, in_model;                /* in_model: a piece of the model; it may be an added token too */
 } piece;
 
 /* Text -> id by open addressing. */
@@ -163,6 +164,7 @@ typedef struct merge_rule {
 
 typedef struct added_token {
     int32_t id;
+    int32_t normal_at, normal_bytes;       /* normalized: what the normalizer makes of it, in normal_text */
     int special, lstrip, rstrip, single_word, normalized;
 } added_token;
 
@@ -205,7 +207,7 @@ struct esp_tokenizer {
     added_token *added;
     int64_t added_count;
     esp_prefixes raw_added, normal_added;  /* id: place in `added` */
-    esp_text normal_text;                  /* of normal_added */
+    esp_text normal_text;                  /* of the added tokens that are normalized */
     esp_pattern *word_character;           /* for single_word; NULL where no token wants it */
     esp_ids before, after;                 /* what the post-processor puts around a text */
     pthread_mutex_t lock;

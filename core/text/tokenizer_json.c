@@ -102,7 +102,6 @@ static int add_pieces(esp_tokenizer *t, const json_tree *d, const numbering *n)
         const char *text = text_of(n, d, id, &bytes);
         double score = t->model == MODEL_UNIGRAM && n->model[id] ? esp_json_number(d->j, n->model[id] + 1) : 0;
         TRY(esp_tokenizer_add(t, text, bytes, score, type_of(n, d, id)));
-        t->pieces[id].added = n->added[id] != 0;
         t->pieces[id].in_model = n->model[id] != 0;
     }
     return ESP_OK;
@@ -215,6 +214,7 @@ static int read_added(esp_tokenizer *t, const json_tree *d, int64_t added)
         TRY(id_at(&a->id, d, esp_tree_get(d, i, "id"), content));
         int32_t known = esp_tokenizer_find(t, content, bytes);
         if (known != a->id) return REFUSE("%s: the added token '%.100s' has the id %d, the vocabulary gives it %d", d->path, content, a->id, known);
+        t->pieces[a->id].added = (int32_t)t->added_count - 1;
     }
     static const char word[] = "[" ESP_WORDS "\\x{200c}\\x{200d}]";
     if (single_word) TRY(esp_pattern_new(&t->word_character, word, sizeof word - 1, d->path));

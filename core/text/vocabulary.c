@@ -92,7 +92,7 @@ int esp_tokenizer_add(esp_tokenizer *t, const char *text, int64_t bytes, double 
     if (t->text_used + bytes > UINT32_MAX) return esp_fail(ESP_EFORMAT, "tokenizer: more than 4 GiB of pieces");
     memcpy(t->text + t->text_used, text, (size_t)bytes);
     t->text[t->text_used + bytes] = 0;
-    t->pieces[t->count++] = (piece){score, (uint32_t)t->text_used, (uint32_t)bytes, (uint8_t)type, 0, 1};
+    t->pieces[t->count++] = (piece){score, (uint32_t)t->text_used, (uint32_t)bytes, -1, (uint8_t)type, 1};
     t->text_used += bytes + 1;
     return ESP_OK;
 }
