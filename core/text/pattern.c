@@ -20,10 +20,12 @@ struct esp_matcher {
     pcre2_match_data *match;
     pcre2_match_context *context;
     pcre2_jit_stack *stack;
+    int64_t limit;                         /* steps of backtracking that one match may take */
 };
 
-/* Steps of backtracking that one match may take; patterns of tokenizers need a few hundred at most. */
-enum { MATCH_LIMIT = 1000000, JIT_STACK = 1 << 20, LONGEST_PATTERN = 1 << 16 };
+/* Steps of backtracking that one match may take: patterns of tokenizers need a few hundred in prose, and one a byte in a long run of spaces (Llama 3's
+ * looks for a line's end behind each). */
+enum { MATCH_LIMIT = 1000000, STEPS_A_BYTE = 4, JIT_STACK = 1 << 20, LONGEST_PATTERN = 1 << 16 };
 
 const char esp_gpt2_pattern[] = "'s|'t|'re|'ve|'m|'ll|'d| ?\\p{L}+| ?\\p{N}+| ?[^\\s\\p{L}\\p{N}]+|\\s+(?!\\S)|\\s+";
 const char esp_llama3_pattern[] = "(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\\r\\n\\p{L}\\p{N}]?\\p{L}+|\\p{N}{1,3}| ?[^\\s\\p{L}\\p{N}]+[\\r\\n]*|\\s*[\\r\\n]+|\\s+(?!\\S)|\\s+";
@@ -200,7 +202,6 @@ int esp_matcher_new(esp_matcher **out)
         esp_matcher_free(m);
         return esp_fail(ESP_EMEM, "tokenizer: no memory for a match");
     }
-    pcre2_set_match_limit(m->context, MATCH_LIMIT);
     /* Without a stack of its own JIT code runs on the thread's. */
     if (m->stack) pcre2_jit_stack_assign(m->context, NULL, m->stack);
     *out = m;
@@ -216,6 +217,14 @@ void esp_matcher_free(esp_matcher *m)
     esp_free(m);
 }
 
+static void allow(esp_matcher *m, int64_t bytes)
+{
+    int64_t limit = esp_min(MATCH_LIMIT + STEPS_A_BYTE * bytes, UINT32_MAX);
+    if (limit <= m->limit) return;
+    pcre2_set_match_limit(m->context, (uint32_t)limit);
+    m->limit = limit;
+}
+
 /* The next match from scan->from on, whatever its length. */
 static int search(esp_scan *scan, const esp_pattern *p, esp_matcher *m, const char *text, int64_t bytes)
 {
@@ -225,6 +234,7 @@ static int search(esp_scan *scan, const esp_pattern *p, esp_matcher *m, const ch
         if (hit) scan->begin = hit - text, scan->end = scan->begin + p->bytes;
         return ESP_OK;
     }
+    allow(m, bytes);
     int rc = pcre2_match(p->code, (PCRE2_SPTR)text, (PCRE2_SIZE)bytes, (PCRE2_SIZE)scan->from, PCRE2_NO_UTF_CHECK, m->match, m->context);
     scan->found = rc >= 0;
     if (rc < 0 && rc != PCRE2_ERROR_NOMATCH) return esp_fail(ESP_EFORMAT, "tokenizer: the pattern gave up on this text at byte %lld (PCRE2's code %d)", (long long)scan->from, rc);

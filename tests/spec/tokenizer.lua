@@ -176,6 +176,10 @@ t.test("a long run of one letter takes no longer than its length", function()
     t.equal(tok:decode(tok:encode(letter:rep(200000))), letter:rep(200000))
     t.ok(esp.ffi.C.esp_clock() - start < 10, "200 kB of " .. letter .. " took ten seconds")
   end
+  -- Its pattern looks for the end of the line behind each of the spaces.
+  tok = esp.tokenizer.load(t.shared "data/tokenizers/llama3/tokenizer.model")
+  local spaces = (" "):rep(1200000)
+  t.ok(tok:decode(tok:encode(spaces)) == spaces, "spaces are lost")
 end)
 
 t.test("a folder with both takes tokenizer.json and says so", function()
