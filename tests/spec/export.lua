@@ -355,7 +355,20 @@ t.test("check finds what is wrong in a folder, and says what others will do", fu
   t.ok(not nan.ok and tostring(nan):find("model.norm.weight' holds NaN", 1, true), tostring(nan))
   -- A folder of others: nothing to compare with is no mistake.
   local foreign = report(function(d) for _, name in ipairs { "espalier.json", "probe.safetensors", "README.md" } do file.remove(d .. name) end end)
-  t.ok(foreign.ok and line(foreign, "files"):find("note", 1, true) and line(foreign, "logits"):find("note", 1, true), tostring(foreign))
+  t.ok(foreign.ok and line(foreign, "files"):find("note", 1, true), tostring(foreign))
+  t.ok(line(foreign, "logits"):find("note no probe.safetensors: that others compute these logits was not compared", 1, true), tostring(foreign))
+  t.ok(line(foreign, "again"):find("ok opened again, with its weights in f32: no logit differs by more than 0 ", 1, true), tostring(foreign))
+  t.ok(line(foreign, "rounding"):find("note to bf16 would change a logit by", 1, true), tostring(foreign))
+  local facts = foreign.contract
+  local bf16 = esp.load(dir .. "/m", { dtype = "bf16" })
+  local batch = require("espalier.export.contract").batch(model)
+  t.near(facts.nll, model:loss(batch), 1e-5)
+  t.near(facts.rounding, bf16:loss(batch) - model:loss(batch), 1e-5)
+  t.ok(facts.rounding_difference > 0 and facts.batch == "ids" and facts.largest > facts.rounding_difference)
+  -- Weights that are in bf16 lose nothing, and give the same logits widened.
+  model:save(dir .. "/short", { dtype = "bf16", quiet = true })
+  local short = check(dir .. "/short")
+  t.ok(short.ok and line(short, "rounding"):find("to bf16 changes nothing", 1, true) and short.contract.difference <= 1e-4, tostring(short))
   model:save(dir .. "/m.gguf", { quiet = true })
   t.ok(check(dir .. "/m.gguf").ok)
 end)

@@ -29,12 +29,24 @@ local function run(report, what, fn, ...)
   report.ok = report.ok and ok
 end
 
-local function weights(model)
-  local rows, kind = contract.batch(model)
-  local nll = contract.nll(contract.logits(model, rows), rows)
-  if not (nll < math.huge) then fail("the mean negative log-likelihood of a fixed batch is %s", tostring(nll)) end
-  return string.format("%s parameters, all finite; %.4f nats a token on %s", quantity.show_exact(shapes.parameters(model.shape)), nll,
-    kind == "text" and "a fixed text" or "ids spread over the vocabulary")
+local function weights(model, facts)
+  if not (facts.nll < math.huge) then fail("the mean negative log-likelihood of a fixed batch is %s", tostring(facts.nll)) end
+  return string.format("%s parameters, all finite; %.4f nats a token on %s", quantity.show_exact(shapes.parameters(model.shape)), facts.nll,
+    facts.batch == "text" and "a fixed text" or "ids spread over the vocabulary")
+end
+
+local function again(path, facts)
+  local allowed = contract.allowed(facts.largest)
+  if not (facts.difference <= allowed) then
+    fail("opened again, with its weights in f32, %s gives logits that differ by %g, want at most %g", path, facts.difference, allowed)
+  end
+  return string.format("opened again, with its weights in f32: no logit differs by more than %.2g (the largest is %.3g)", facts.difference,
+    facts.largest)
+end
+
+local function rounding(facts)
+  if facts.rounding_difference == 0 then return "to bf16 changes nothing: its weights are in bf16, or as short", "note" end
+  return string.format("to bf16 would change a logit by %.2g at most, and add %+.2g nats a token", facts.rounding_difference, facts.rounding), "note"
 end
 
 local function files(path, record)
@@ -51,9 +63,11 @@ end
 
 local function probe(path, model)
   local full = file.join(path, "probe.safetensors")
-  if not file.kind(full) then return "no probe.safetensors: there are no logits to compare with", "note" end
+  if not file.kind(full) then
+    return "no probe.safetensors: that others compute these logits was not compared, only that the files give them again", "note"
+  end
   local difference, largest = contract.compare_probe(model, full)
-  local allowed = math.max(1e-4, 1e-5 * largest)
+  local allowed = contract.allowed(largest)
   if not (difference <= allowed) then fail("logits differ from those in %s by %g, want at most %g", full, difference, allowed) end
   return string.format("no logit differs from those of probe.safetensors by more than %.2g", difference)
 end
@@ -99,7 +113,8 @@ local function by_llama(model)
   return table.concat({ "a GGUF file can hold it", unpack(plan.notes) }, "; ")
 end
 
---- Checks a model folder or a GGUF file: a list of lines { mark, what, text }, report.ok; print it. Nothing is written.
+--- Checks a model folder or a GGUF file: a list of lines { mark, what, text }, report.ok; print it. Nothing is written. report.contract: what a fixed
+-- batch gave (contract.again).
 function M.check(path)
   local report, model, odd = setmetatable({ ok = true }, Report), nil, nil
   path = models.find(path)
@@ -109,7 +124,13 @@ function M.check(path)
     return shapes.text(model.shape)
   end)
   if not model then return report end
-  run(report, "weights", weights, model)
+  local ok, facts = pcall(function() return contract.again(model, (models.open(path, { dtype = "f32" }))) end)
+  run(report, "weights", function() return weights(model, ok and facts or error(facts, 0)) end)
+  if ok then
+    report.contract = facts
+    run(report, "again", again, path, facts)
+    run(report, "rounding", rounding, facts)
+  end
   if folder then
     local record = file.join(path, "espalier.json")
     run(report, "files", function() return files(path, file.kind(record) and json.read(record)) end)

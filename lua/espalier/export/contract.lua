@@ -1,6 +1,8 @@
 --- The contract of every export: what was written is opened again, and its logits on a fixed batch are those of the model rounded to that.
 
 local tensor = require "espalier.tensor"
+local lazy = require "espalier.tensor.lazy"
+local models = require "espalier.models.model"
 local tape = require "espalier.tape"
 local ops = require "espalier.ops"
 local bounded = require "espalier.models.bounded"
@@ -70,6 +72,37 @@ function M.nll(logits, rows)
   return total / count
 end
 
+--- The model with its weights through a dtype, dtype_of(weight), and whether that changes any. Nothing of the model itself is read for good.
+function M.through(model, dtype_of)
+  local weights, changes = {}, false
+  for name, t in pairs(model:parameters()) do
+    local dtype = dtype_of(t)
+    changes = changes or dtype ~= "f32" and dtype ~= t.dtype
+    weights[name] = lazy.rounded(t, dtype)
+  end
+  return models.new(model.shape, { weights = weights, config = model.config, source = model.source, tokenizer = model.tokenizer }), changes
+end
+
+--- The largest difference that a logit may have from one of the largest of its batch: 1e-4, or 1e-5 of that where it is more.
+function M.allowed(most)
+  return math.max(1e-4, 1e-5 * most)
+end
+
+--- What nothing from elsewhere can tell of a model: its logits on the batch against those of the same files opened again (reopened, of f32 weights),
+-- and what rounding its weights to bf16 would cost. Returns { difference, largest, nll, rounding, rounding_difference (of a logit), batch }.
+function M.again(model, reopened)
+  local rows, kind = M.batch(model)
+  local have, again = M.logits(model, rows), M.logits(reopened, rows)
+  local facts = { difference = largest(have - again), largest = largest(have), nll = M.nll(have, rows), batch = kind }
+  facts.rounding, facts.rounding_difference = 0, 0
+  local rounded, changes = M.through(model, function() return "bf16" end)
+  if changes then
+    local logits = M.logits(rounded, rows)
+    facts.rounding, facts.rounding_difference = M.nll(logits, rows) - facts.nll, largest(have - logits)
+  end
+  return facts
+end
+
 --- Compares: model as it is, rounded (the model of the numbers that were written, or model itself), reopened (what was read back). opt.tolerance
 -- (1e-4, and 1e-5 of the largest logit where logits are large); opt.context: fewer positions than the model's. Returns { difference, largest, nll,
 -- rounding (what rounding cost in NLL, nats a token), batch = "text" or "ids" }, the rows of ids, and the logits read back. Errors: they disagree.
@@ -78,7 +111,7 @@ function M.prove(model, rounded, reopened, opt)
   local rows, kind = M.batch(model, opt.context)
   local want, got = M.logits(rounded, rows), M.logits(reopened, rows)
   local difference, most = largest(want - got), largest(want)
-  local allowed = opt.tolerance or math.max(1e-4, 1e-5 * most)
+  local allowed = opt.tolerance or M.allowed(most)
   -- NaN fails.
   if not (difference <= allowed) then
     fail("save: what was written gives logits that differ by %g from the model's, want at most %g; nothing was put in place", difference, allowed)

@@ -8,7 +8,6 @@ local tape = require "espalier.tape"
 local lazy = require "espalier.tensor.lazy"
 local file = require "espalier.io.file"
 local json = require "espalier.io.json"
-local models = require "espalier.models.model"
 local lineages = require "espalier.lineage.store"
 local contract = require "espalier.export.contract"
 local folder = require "espalier.export.folder"
@@ -45,21 +44,10 @@ local function common_dtype(model, asked)
   return most
 end
 
--- The model with its weights through a dtype, dtype_of(weight), and whether that changes any. Nothing of the model itself is read for good.
-local function through(model, dtype_of)
-  local weights, changes = {}, false
-  for name, t in pairs(model:parameters()) do
-    local dtype = dtype_of(t)
-    changes = changes or dtype ~= "f32" and dtype ~= t.dtype
-    weights[name] = lazy.rounded(t, dtype)
-  end
-  return models.new(model.shape, { weights = weights, config = model.config, source = model.source, tokenizer = model.tokenizer }), changes
-end
-
 -- The model as it is and as a folder holds it; one and the same where nothing is rounded.
 local function rounded(model, asked)
-  local written, changes = through(model, function(t) return lazy.stored(t, asked) end)
-  return changes and through(model, function(t) return t.dtype end) or written, written
+  local written, changes = contract.through(model, function(t) return lazy.stored(t, asked) end)
+  return changes and contract.through(model, function(t) return t.dtype end) or written, written
 end
 
 local function hashes(dir)
