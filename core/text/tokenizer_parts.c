@@ -193,7 +193,10 @@ static int read_split(builder *b, int64_t at)
 static int read_byte_level(builder *b, int64_t at)
 {
     b->t->byte_level = 1;
-    if (esp_tree_flag(b->d, at, "add_prefix_space", 1)) TRY(esp_steps_add(b->steps, (esp_step){.map = esp_map_space}));
+    if (esp_tree_flag(b->d, at, "add_prefix_space", 1)) {
+        TRY(esp_steps_add(b->steps, (esp_step){.map = esp_map_space}));
+        TRY(note(b, "space"));
+    }
     if (esp_tree_flag(b->d, at, "use_regex", 1)) {
         TRY(add_cut(b, esp_gpt2_pattern, CUT_ISOLATED, 0));
         TRY(note(b, "GPT-2"));
@@ -274,15 +277,20 @@ static const part pre_tokenizers[] = {
 static const char tekken[] = "[^\\r\\n\\p{L}\\p{N}]?[\\p{Lu}\\p{Lt}\\p{Lm}\\p{Lo}\\p{M}]*[\\p{Ll}\\p{Lm}\\p{Lo}\\p{M}]+"
     "|[^\\r\\n\\p{L}\\p{N}]?[\\p{Lu}\\p{Lt}\\p{Lm}\\p{Lo}\\p{M}]+[\\p{Ll}\\p{Lm}\\p{Lo}\\p{M}]*|\\p{N}| ?[^\\s\\p{L}\\p{N}]+[\\r\\n/]*|\\s*[\\r\\n]+|\\s+(?!\\S)|\\s+";
 
-/* GGUF's name where the pre-tokenizer is one that it has a name for. */
+static int has_form_c(const esp_tokenizer *t)
+{
+    return t->normalizer.count == 1 && t->normalizer.step[0].map == esp_map_form && t->normalizer.step[0].option == (UTF8PROC_STABLE | UTF8PROC_COMPOSE);
+}
+
+/* GGUF's name where texts are normalized and cut in a way that it has a name for. whole: what llama.cpp takes ignore_merges for under that name. */
 static void name_shape(esp_tokenizer *t, const esp_text *shape)
 {
-    const struct { const char *parts[4], *name; } known[] = {
-        {{"GPT-2"}, "gpt-2"}, {{esp_llama3_pattern}, "llama-bpe"}, {{esp_qwen2_pattern}, "qwen2"}, {{tekken}, "tekken"}, {{"digits", "GPT-2"}, "smollm"},
-        {{"punctuation", "GPT-2", "numbers", "[0-9][0-9][0-9]"}, "falcon"}};
+    const struct { const char *parts[4], *name; int form_c, whole; } known[] = {
+        {{"GPT-2"}, "gpt-2", 0, 0}, {{esp_llama3_pattern}, "llama-bpe", 0, 1}, {{esp_qwen2_pattern}, "qwen2", 1, 0}, {{tekken}, "tekken", 0, 1},
+        {{"digits", "GPT-2"}, "smollm", 0, 0}, {{"punctuation", "GPT-2", "numbers", "[0-9][0-9][0-9]"}, "falcon", 0, 0}};
     for (size_t i = 0; i < sizeof known / sizeof *known; i++) {
         int64_t at = 0;
-        int same = 1;
+        int same = t->ignore_merges == known[i].whole && (known[i].form_c ? has_form_c(t) : t->normalizer.count == 0);
         for (int k = 0; k < 4 && known[i].parts[k]; k++) {
             int64_t n = (int64_t)strlen(known[i].parts[k]);
             same = same && shape->bytes - at > n && memcmp(shape->at + at, known[i].parts[k], (size_t)n) == 0 && shape->at[at + n] == '\n';

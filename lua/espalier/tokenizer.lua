@@ -143,14 +143,16 @@ local function family(self)
   return C.esp_tokenizer_unigram(self.c) ~= 0 and "t5" or self.kind == "byte-level BPE" and "gpt2" or "llama"
 end
 
--- Where pieces merge by rules, a piece that comes of an earlier rule gets a higher score, so that merging by score does the same.
-local function scores_of_merges(scores, pieces, merges)
-  local best = {}
+-- Where pieces merge by rules, a piece that comes of an earlier rule gets a higher score, and one that no rule makes the lowest, so that merging by
+-- score does the same.
+local function scores_of_merges(pieces, merges)
+  local best, scores = {}, {}
   for rank, merge in ipairs(merges) do
     local whole = merge:gsub(" ", "", 1)
     best[whole] = best[whole] or -rank
   end
-  for i, piece in ipairs(pieces) do scores[i] = best[piece] or scores[i] end
+  for i, piece in ipairs(pieces) do scores[i] = best[piece] or -(#merges + 1) end
+  return scores
 end
 
 --- All that another format stores of a tokenizer. model: "llama" (pieces merge by score, spaces are U+2581), "gpt2" (merges over the letters
@@ -169,7 +171,7 @@ function Tokenizer:vocabulary()
     C.esp_tokenizer_merge(c, rank, left, right)
     merges[rank + 1] = pieces[left[0] + 1] .. " " .. pieces[right[0] + 1]
   end
-  if model == "llama" then scores_of_merges(scores, pieces, merges) end
+  if model == "llama" and #merges > 0 then scores = scores_of_merges(pieces, merges) end
   local pre = core.string(C.esp_tokenizer_pre(c))
   return { model = model, pieces = pieces, scores = scores, types = types, merges = merges,
     pre = pre ~= "" and pre or nil, bos = self.bos, eos = self.eos, unk = self.unk, pad = self.pad, add_bos = self.add_bos }

@@ -4,12 +4,14 @@
 
 local core = require "espalier.ffi"
 local tensor = require "espalier.tensor"
+local named = require "espalier.io.named"
 local fail = require "espalier.fail"
 
 local C = core.C
 local M = {}
 local File = {}
 File.__index = File
+named(File, { count = C.esp_gguf_count, name = C.esp_gguf_name, ndim = C.esp_gguf_ndim, shape = C.esp_gguf_shape, dtype = C.esp_gguf_type })
 
 local kinds = { [0] = "u8", "i8", "u16", "i16", "u32", "i32", "f32", "bool", "string", "array", "u64", "i64", "f64" }
 local code_of = {}
@@ -68,15 +70,12 @@ function M.open(path)
   local out = core.new "esp_gguf *[1]"
   core.try(C.esp_gguf_open(out, path))
   local c = core.gc(out[0], C.esp_gguf_close)
-  local f = setmetatable({ c = c, path = path, version = C.esp_gguf_version(c), keys = {}, key_index = {}, names = {}, index = {} }, File)
+  local f = setmetatable({ c = c, path = path, version = C.esp_gguf_version(c), keys = {}, key_index = {} }, File)
   for i = 0, tonumber(C.esp_gguf_key_count(c)) - 1 do
     f.keys[i + 1] = core.string(C.esp_gguf_key(c, i))
     f.key_index[f.keys[i + 1]] = i
   end
-  for i = 0, tonumber(C.esp_gguf_count(c)) - 1 do
-    f.names[i + 1] = core.string(C.esp_gguf_name(c, i))
-    f.index[f.names[i + 1]] = i
-  end
+  f:list()
   return f
 end
 
@@ -86,22 +85,10 @@ function File:get(key)
   if i then return read_value(self.c, i) end
 end
 
-local function at(f, name)
-  return f.index[name] or fail("%s: there is no tensor '%s' in it", f.path, tostring(name))
-end
-
---- Shape (rows first) and type (as in the file) of a tensor, without reading it.
-function File:describe(name)
-  local i, shape = at(self, name), {}
-  local from = C.esp_gguf_shape(self.c, i)
-  for d = 1, C.esp_gguf_ndim(self.c, i) do shape[d] = tonumber(from[d - 1]) end
-  return shape, core.string(C.esp_gguf_type(self.c, i))
-end
-
 --- A tensor: F32, F16, BF16, F64 and I32 view the file, Q8_0 becomes f32.
 function File:tensor(name)
   local out = core.new "esp_tensor *[1]"
-  core.try(C.esp_gguf_tensor(out, self.c, at(self, name)))
+  core.try(C.esp_gguf_tensor(out, self.c, self:at(name)))
   return tensor.wrap(out[0])
 end
 

@@ -3,12 +3,15 @@
 local core = require "espalier.ffi"
 local tensor = require "espalier.tensor"
 local lazy = require "espalier.tensor.lazy"
+local named = require "espalier.io.named"
 local fail = require "espalier.fail"
 
 local C = core.C
 local M = {}
 local File = {}
 File.__index = File
+named(File, { count = C.esp_safetensors_count, name = C.esp_safetensors_name, ndim = C.esp_safetensors_ndim, shape = C.esp_safetensors_shape,
+  dtype = C.esp_safetensors_dtype })
 
 --- Opens a file and checks its whole header. f.names: list in the order of the bytes; f:tensor(name); f:describe(name); f.metadata; f.bytes: of all
 -- tensors.
@@ -16,12 +19,8 @@ function M.open(path)
   local out = core.new "esp_safetensors *[1]"
   core.try(C.esp_safetensors_open(out, path))
   local c = core.gc(out[0], C.esp_safetensors_close)
-  local f = setmetatable({ c = c, path = path, names = {}, index = {}, metadata = {}, bytes = tonumber(C.esp_safetensors_bytes(c)) }, File)
-  for i = 0, tonumber(C.esp_safetensors_count(c)) - 1 do
-    local name = core.string(C.esp_safetensors_name(c, i))
-    f.names[i + 1] = name
-    f.index[name] = i
-  end
+  local f = setmetatable({ c = c, path = path, metadata = {}, bytes = tonumber(C.esp_safetensors_bytes(c)) }, File)
+  f:list()
   local key, value = core.new "const char *[1]", core.new "const char *[1]"
   for i = 0, tonumber(C.esp_safetensors_metadata_count(c)) - 1 do
     core.try(C.esp_safetensors_metadata(c, i, key, value))
@@ -30,22 +29,10 @@ function M.open(path)
   return f
 end
 
-local function at(f, name)
-  return f.index[name] or fail("%s: there is no tensor '%s' in it", f.path, tostring(name))
-end
-
---- Shape (list) and dtype (as in the file) of a tensor, without reading it.
-function File:describe(name)
-  local i, shape = at(self, name), {}
-  local from = C.esp_safetensors_shape(self.c, i)
-  for d = 1, C.esp_safetensors_ndim(self.c, i) do shape[d] = tonumber(from[d - 1]) end
-  return shape, core.string(C.esp_safetensors_dtype(self.c, i))
-end
-
 --- A read-only view of a tensor's bytes, which may be unaligned: what espalier.tensor.lazy takes from. Whole numbers become i32.
 function File:view(name)
   local out = core.new "esp_tensor *[1]"
-  core.try(C.esp_safetensors_tensor(out, self.c, at(self, name)))
+  core.try(C.esp_safetensors_tensor(out, self.c, self:at(name)))
   return tensor.wrap(out[0])
 end
 

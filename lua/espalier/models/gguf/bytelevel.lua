@@ -30,29 +30,6 @@ local function pre_tokenizer(way)
   return { type = "Sequence", pretokenizers = json.array(parts) }
 end
 
--- Parts of a pre-tokenizer as a text that says the same for the same cutting.
-local function say(p)
-  if type(p) ~= "table" or p == json.null then return "none" end
-  if p.type == "Sequence" then
-    local parts = {}
-    for i, one in ipairs(p.pretokenizers or {}) do parts[i] = say(one) end
-    return table.concat(parts, " + ")
-  end
-  if p.type == "ByteLevel" then return "bytes " .. tostring(p.use_regex ~= false) .. tostring(p.add_prefix_space ~= false) end
-  if p.type == "Split" then return "split " .. tostring((p.pattern or {}).Regex) .. tostring(p.behavior) .. tostring(p.invert) end
-  return p.type .. tostring(p.individual_digits)
-end
-
---- GGUF's name for the way in which a parsed tokenizer.json cuts words, or nil.
-function M.name_of(parsed)
-  local nfc = type(parsed.normalizer) == "table" and parsed.normalizer.type == "NFC"
-  local whole = type(parsed.model) == "table" and parsed.model.ignore_merges == true
-  for _, name in ipairs { "gpt-2", "smollm", "llama-bpe", "qwen2" } do
-    local way = ways[name]
-    if say(pre_tokenizer(way)) == say(parsed.pre_tokenizer) and (way.nfc or false) == nfc and (way.whole or false) == whole then return name end
-  end
-end
-
 --- The text of a tokenizer.json, or nil where the name is not known here. v: pieces, types (lists), merges (texts "left right"), pre.
 function M.encode(v)
   local way = ways[v.pre]

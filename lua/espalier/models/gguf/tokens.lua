@@ -13,18 +13,6 @@ local M = {}
 
 local UNUSED = 5
 
--- What merges, a list of texts "left right" by rank, say of each piece: the better its rank the higher; what no merge makes comes last.
-local function scores_of_merges(v)
-  local rank = {}
-  for r, merge in ipairs(v.merges) do
-    local whole = merge:gsub(" ", "", 1)
-    rank[whole] = rank[whole] or r
-  end
-  local scores = {}
-  for i, piece in ipairs(v.pieces) do scores[i] = rank[piece] and -rank[piece] or -(#v.merges + 1) end
-  return scores
-end
-
 -- llama.cpp's vocabulary has as many pieces as the embedding has rows, each another text.
 local function fill(v, vocab)
   local pieces, types, seen = {}, {}, {}
@@ -73,7 +61,6 @@ function M.write(model, notes)
   end
   local v = tok:vocabulary()
   if #v.pieces > vocab then fail("save: the tokenizer has %d pieces, the model's vocabulary %d", #v.pieces, vocab) end
-  if v.model == "gpt2" and not v.pre and tok.path:match "%.json$" then v.pre = bytelevel.name_of(json.read(tok.path)) end
   if v.model == "gpt2" and not v.pre then
     fail("save: llama.cpp has no name for the way in which %s cuts words, so that its GGUF file would cut other ones", tok.path)
   end
@@ -83,7 +70,7 @@ function M.write(model, notes)
   out("ggml.tokens", "[string]", pieces)
   if v.model == "llama" then
     if not has_bytes(v) then notes[#notes + 1] = "llama.cpp ends at a character that is not in its vocabulary, which has no single bytes" end
-    local scores = #v.merges > 0 and scores_of_merges(v) or v.scores
+    local scores = v.scores
     for id = #scores, vocab - 1 do scores[id + 1] = -1e4 end
     out("ggml.scores", "[f32]", scores)
     -- A text that begins with a letter gets a space in front, or it does not: seen in what becomes of one.
