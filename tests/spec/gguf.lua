@@ -188,3 +188,19 @@ t.test("show tells what is in a file of each kind", function()
   says(dir .. "/config.json", '"model_type": "llama"')
   t.fails("there is no", show, dir .. "/none.gguf")
 end)
+
+-- ---- a file of others ----
+
+t.test("a LLaMA 2 of random weights from elsewhere gives llama.cpp's logits", function()
+  local path = t.shared "data/formats/gguf/llama-2-tiny-random.gguf"
+  local f, model = gguf.open(path), esp.load(path)
+  t.equal({ f.version, #f.names, f:get "general.architecture", (select(2, f:describe "output.weight")) }, { 3, 12, "llama", "F16" })
+  -- The first logits of the first and the last id, and the largest of each, as llama-cpp-python gives them (in products of f16).
+  local logits = model:logits({ { 1, 450, 4996, 17354 } }):table()[1]
+  t.near({ unpack(logits[1], 1, 5) }, { 0.08841264, -0.02129262, -0.02884445, -0.0692812, 0.06121689 }, 1e-4)
+  t.near({ unpack(logits[4], 1, 5) }, { -0.02756518, 0.05020348, -0.00121592, 0.05912577, -0.05932632 }, 1e-4)
+  for i, best in ipairs { 31102, 3868, 16974, 12352 } do
+    for id, v in ipairs(logits[i]) do t.ok(v <= logits[i][best + 1], string.format("%d: id %d is above %d", i, id - 1, best)) end
+  end
+  t.equal(model:tok():encode("Once upon a time", { bos = true }), { 1, 9038, 2501, 263, 931 })
+end)

@@ -324,3 +324,30 @@ t.test("weights are written in shards of at most the bytes asked for, in order, 
   t.fails("'t6' holds NaN or infinity", shards.write, other, tensors, { order = order, shard = 1600, finite = true })
   t.equal(#file.list(other), 0, "nothing stays")
 end)
+
+t.test("files of other programs: F16, F32, and whole numbers of one byte", function()
+  local gemma = safetensors.open(t.shared "data/formats/safetensors/gemma_hf_checkpoint.safetensors")
+  t.equal({ #gemma.names, (select(2, gemma:describe "model.norm.weight")) }, { 11, "F16" })
+  local minicpm, count = safetensors.read(t.shared "data/formats/safetensors/minicpm3-4b_model.safetensors"), 0
+  for _, x in pairs(minicpm) do count = count + x:count() end
+  t.equal(count, 100500)
+  -- Matrices of +1 and -1 whose rows are at right angles: H H' = n, exactly.
+  local hadamards = safetensors.open(t.shared "data/formats/safetensors/utils_hadamards.safetensors")
+  t.equal(#hadamards.names, 66)
+  for _, name in ipairs { "92", "172" } do
+    local n, dtype = hadamards:describe(name)[1], select(2, hadamards:describe(name))
+    local rows = hadamards:tensor(name):table()
+    t.equal({ dtype, #rows, #rows[1] }, { "I8", n, n })
+    for i = 1, n do
+      for _, k in ipairs { 1, i, n } do
+        local sum = 0
+        for c = 1, n do sum = sum + rows[i][c] * rows[k][c] end
+        t.equal(sum, i == k and n or 0, name .. ": rows " .. i .. " and " .. k)
+      end
+    end
+  end
+end)
+
+t.test("a folder of pickled weights is refused with what to do", function()
+  t.fails("its pytorch_model.bin is a pickle", esp.load, t.shared "data/formats/hf-tiny-llama")
+end)

@@ -99,7 +99,11 @@ function M.open(dir)
   local index = file.join(dir, M.index)
   if file.kind(index) then return by_index(dir, index) end
   local path, where = file.join(dir, M.single), {}
-  if not file.kind(path) then fail("%s holds no model.safetensors (nor an index of shards)", dir) end
+  if not file.kind(path) then
+    local pickled = file.kind(file.join(dir, "pytorch_model.bin")) or file.kind(file.join(dir, "pytorch_model.bin.index.json"))
+    fail("%s holds no model.safetensors (nor an index of shards)%s", dir, pickled and
+      "; its pytorch_model.bin is a pickle, which can run any program when it is opened and is not read: save the model as safetensors" or "")
+  end
   local one = safetensors.open(path)
   for _, name in ipairs(one.names) do where[name] = one end
   return where
