@@ -292,6 +292,7 @@ t.test("Ctrl-C leaves nothing half written; what a kill leaves is swept up by th
     if signal == 2 then
       -- Before the program listens, the signal ends it at once.
       t.equal(code, 130, t.read(dir .. "/said"))
+      t.ok(not t.read(dir .. "/said"):find(".lua:", 1, true), t.read(dir .. "/said"))
       t.ok(not file.kind(dir .. "/a.h5.part-" .. child.pid), t.read(dir .. "/said"))
       interrupted = interrupted + 1
     elseif file.kind(dir .. "/a.h5.part-" .. child.pid) then

@@ -119,8 +119,10 @@ function M.main(...)
   local ok, message = guarded(dispatch, args)
   if ok then return require("espalier.fail").status end
   io.stdout:flush()
-  io.stderr:write("espalier: ", tostring(message), "\n")
-  return tostring(message):find "interrupted" and 130 or 1
+  -- Which of our lines Ctrl-C met tells nobody anything; one of a recipe does.
+  local text = tostring(message):gsub("^%S*lua/espalier/%S+%.lua:%d+: interrupted$", "interrupted")
+  io.stderr:write("espalier: ", text, "\n")
+  return text:find "interrupted" and 130 or 1
 end
 
 return M
