@@ -4,14 +4,15 @@
 --
 -- The work is that of torch_kd.py: random weights and ids, vocabulary 32,000, tied embeddings, batches of 4,096 tokens. kd: teacher forward,
 -- student forward and backward with KL over the whole vocabulary, clipping, AdamW. calibrate: importance.measure with all that it collects. eval: NLL
--- of every next token. decode: greedy, batch 1, with the cache. bandwidth: y += x over 2 x 256 MiB. Two steps warm up; memory is the peak of the
--- process less what it held before the models were made.
+-- of every next token. decode: greedy, batch 1, with the cache. bandwidth: y += x over 2 x 256 MiB. peak: a large matrix product alone. views: forward
+-- through a slice of a sorted teacher, of the student's hidden and ffn, and through the same model materialized, in turns. Two steps warm up; memory
+-- is the peak of the process less what it held before the models were made.
 
 local esp = require "espalier"
 local C = esp.ffi.C
 
 local opt = esp.options(..., {
-  work = { "string", default = "kd", one_of = { "kd", "calibrate", "eval", "decode", "bandwidth" } },
+  work = { "string", default = "kd", one_of = { "kd", "calibrate", "eval", "decode", "bandwidth", "peak", "views" } },
   shape = { "string", default = "15m", one_of = { "15m", "110m" } },
   precision = { "string", default = "bf16", one_of = { "f32", "bf16" } },
   steps = { "int", default = 5, help = "measured steps" }, profile = { "bool", default = false, help = "print a profile of kd instead" },
@@ -38,13 +39,13 @@ local function ids()
   return rows
 end
 
--- Seconds of each of opt.steps calls, after two that warm up.
+-- Seconds of each of opt.steps calls, or what they return, after two that warm up.
 local function timed(step)
   local times = {}
   for i = 1, opt.steps + 2 do
     local start = C.esp_clock()
-    step()
-    times[i - 2] = C.esp_clock() - start
+    local own = step()
+    times[i - 2] = own or C.esp_clock() - start
   end
   return times
 end
@@ -87,6 +88,37 @@ function work.bandwidth()
   local n = 2 ^ 26
   local y, x = esp.tensor.zeros { n }, esp.tensor.full({ n }, 1)
   return timed(function() esp.ffi.ops.scaled_acc(y.c, x.c, 1) end), 12 * n
+end
+
+-- The line counts floating-point operations where others count tokens.
+function work.peak()
+  local product = require("espalier.product").of(opt.precision)
+  local N, I, O = 1024, 1024, 2048
+  local x, w, y = esp.tensor.normal({ N, I }, { seed = 1 }), esp.tensor.normal({ O, I }, { seed = 2 }), esp.tensor.new { N, O }
+  if opt.precision == "bf16" then x = x:to "bf16" end
+  local packed = product.pack(w)
+  return timed(function() for _ = 1, 10 do product.forward(y, x, packed) end end), 10 * 2 * N * I * O
+end
+
+function work.views()
+  local teacher, rows = model(size.teacher, 1), ids()
+  local stats = esp.importance.measure(teacher, { rows[1] }, { quiet = true })
+  local slice = esp.slice(esp.sort(teacher, stats):in_precision(opt.precision), { hidden = size.student[1], ffn = size.student[2] })
+  local dense, batch = slice:materialize(), esp.tensor.of(rows, { dtype = "i32" })
+  -- The decoder itself: slices keep streams of layers that they share.
+  local function seconds(m)
+    local start = C.esp_clock()
+    esp.no_grad(esp.scope, function() m.decoder:forward(batch) end)
+    return C.esp_clock() - start
+  end
+  local ratios = {}
+  local times = timed(function()
+    local own, copied = seconds(slice), seconds(dense)
+    ratios[#ratios + 1] = copied / own
+    return own
+  end)
+  table.sort(ratios)
+  return times, size.batch * size.seq, { of_dense = ratios[math.floor(#ratios / 2) + 1] }
 end
 
 if opt.profile then
