@@ -117,18 +117,16 @@ rows.attention = {
   forward = function(i, extra, record)
     local q, o = i[1], like(i[1])
     local lse = record and new { q.shape[1], q.shape[3], q.shape[2] } or nil
-    local q0, o0, k, v = tensor.to(q, "f32"), tensor.to(o, "f32"), tensor.to(i[2], "f32"), tensor.to(i[3], "f32")
-    c.attention(o0.c, lse and lse.c, q0.c, k.c, v.c, extra.first and extra.first.c, extra.scale, extra.cap)
-    if o0 ~= o then c.copy(o.c, o0.c) end
+    c.attention(o.c, lse and lse.c, q.c, i[2].c, i[3].c, extra.first and extra.first.c, extra.scale, extra.cap)
     -- Backward reads the result; a second header keeps its bytes when the tape frees the first.
     return o, lse and { lse = lse, o = tensor.as_strided(o, o.shape, o:strides(), 0) }
   end,
   backward = function(dy, node)
     local q, k, v, s, e = node.inputs[1], node.inputs[2], node.inputs[3], node.saved, node.extra
-    local function w(x) return tensor.to(x, "f32") end
-    local dq, dk, dv = new(q.shape), new(k.shape), new(v.shape)
-    c.attention_backward(dq.c, dk.c, dv.c, w(dy).c, w(q).c, w(k).c, w(v).c, w(s.o).c, s.lse.c, e.first and e.first.c, e.scale, e.cap)
-    return tensor.to(dq, q.dtype), tensor.to(dk, q.dtype), tensor.to(dv, q.dtype)
+    local dq, dk, dv = like(q), like(k), like(v)
+    -- Where several readers' gradients were added up they are f32.
+    c.attention_backward(dq.c, dk.c, dv.c, tensor.to(dy, q.dtype).c, q.c, k.c, v.c, s.o.c, s.lse.c, e.first and e.first.c, e.scale, e.cap)
+    return dq, dk, dv
   end,
 }
 
