@@ -222,6 +222,42 @@ t.test("bf16 trains like f32, keeps f32 weights, and its bits do not depend on h
   t.near(esp.evaluate({ b.model, data = data, precision = "bf16" }).nll / esp.evaluate({ b.model, data = data }).nll, 1, 0.005)
 end)
 
+t.test("a step like the one before asks the system for no memory", function()
+  local teacher, student, data = tiny(1), tiny(2), some_data()
+  for _, precision in ipairs { "f32", "bf16" } do
+    local asked = {}
+    local function rate(step)
+      asked[step] = tonumber(core.C.esp_memory_mallocs())
+      return 1e-3
+    end
+    esp.distill { teacher = teacher, student = student, data = data, batch = 8, steps = 8, precision = precision, quiet = true,
+      schedule = { name = "counted", rate = rate } }
+    t.equal(asked[8], asked[3], precision)
+  end
+end)
+
+t.test("a head's gradient that is added at once is the one that backward would bring", function()
+  local head = require "espalier.loss.head"
+  local h, w = tensor.normal({ 70, 16 }, { seed = 1 }), tensor.normal({ 90, 16 }, { seed = 2 })
+  local th, tw = tensor.normal({ 70, 16 }, { seed = 3 }), tensor.normal({ 90, 16 }, { seed = 4 })
+  local function loss(weight, into)
+    local states = { hidden = h:detach():requires_grad_(), weight = weight, precision = "bf16" }
+    return head.loss { states = states, target = tensor.full({ 70 }, 5):to "i32", valid = tensor.full({ 70 }, 1), positions = 70, predictions = 70,
+      loss = esp.loss.kl(), teacher = { hidden = th, weight = tw, precision = "bf16" }, into = into }, states
+  end
+  local later = w:detach():requires_grad_()
+  local a, x = loss(later)
+  a:backward()
+  local now = w:detach():requires_grad_()
+  now.grad = tensor.full(w.shape, 2)
+  local b, y = loss(now, now.grad)
+  b:backward()
+  t.equal(y.hidden.grad:table(), x.hidden.grad:table())
+  close(now.grad, later.grad + 2, 1e-6, "added to what was there")
+  local again = loss(now, now.grad)
+  t.fails("this loss came in times 2", function() (again * 2):backward() end)
+end)
+
 t.test("what is forgotten is computed again, or never if nobody reads it", function()
   local w = tensor.normal({ 6, 5 }, { seed = 6 }):requires_grad_(true)
   local x, norm = tensor.normal({ 4, 5 }, { seed = 7 }):requires_grad_(true), tensor.full({ 5 }, 1.5):requires_grad_(true)

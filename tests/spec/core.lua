@@ -26,14 +26,17 @@ t.test("a step makes the same bits with 1, 2, 3 and 5 threads", function()
       for i = 1, 150 do rows[r][i] = (r * 31 + i * i * 7 + i * r) % 500 end
     end
     local teacher, student = esp.models.new(shape(64, 172), { seed = 1 }), esp.models.new(shape(48, 100), { seed = 2 })
-    local run = esp.distill { teacher = teacher, student = student, data = esp.data.of(rows), batch = 4, steps = 2, quiet = true }
-    local stats = esp.importance.measure(run.model, esp.data.of(rows), { depth = true, grads = true, quiet = true })
     local texts = {}
-    for _, name in ipairs(run.model:parameter_names()) do
-      for _, v in ipairs(run.model:parameters()[name]:view(-1):table()) do texts[#texts + 1] = string.format("%a", v) end
+    for _, precision in ipairs { "f32", "bf16" } do
+      local run = esp.distill { teacher = teacher, student = student, data = esp.data.of(rows), batch = 4, steps = 2, precision = precision,
+        quiet = true }
+      local stats = esp.importance.measure(run.model, esp.data.of(rows), { depth = true, grads = true, precision = precision, quiet = true })
+      for _, name in ipairs(run.model:parameter_names()) do
+        for _, v in ipairs(run.model:parameters()[name]:view(-1):table()) do texts[#texts + 1] = string.format("%a", v) end
+      end
+      for _, v in ipairs(stats:score({ axis = "hidden" }):table()) do texts[#texts + 1] = string.format("%a", v) end
+      texts[#texts + 1] = string.format("%a %s", run.steps[2].loss, stats:hash())
     end
-    for _, v in ipairs(stats:score({ axis = "hidden" }):table()) do texts[#texts + 1] = string.format("%a", v) end
-    texts[#texts + 1] = string.format("%a %s", run.steps[2].loss, stats:hash())
     print(esp.io.file.hash_text(table.concat(texts, " ")))
   ]])
   local first
