@@ -20,16 +20,16 @@ end
 -- the program itself. precision: of the products.
 function M.memory(teacher, student, batch, length, precision)
   local tokens, p = math.min(batch, rows_at_once(length)) * length, shapes.parameters(student)
-  local kept = 4 * student.hidden + teacher.hidden
+  -- The stream is f32; what products read is in the dtype of the precision.
+  local stream, kept, size = 4 * student.hidden + teacher.hidden, 0, precision == "bf16" and 2 or 4
   for l = 0, student.layers - 1 do
     local h, g, f = shapes.at(student, "heads", l), shapes.at(student, "kv_heads", l), shapes.at(student, "ffn", l)
     local e, d = student.head_dim, student.hidden
-    -- queries, keys, values and what attention gives, and the sum; what the gate reads, and the sum. Norms and products are made again. What is kept
-    -- in bf16 counts as f32: parts of it are made f32 once more on their way.
-    if h > 0 then kept = kept + d + 2 * h * e + 2 * g * e end
-    if f > 0 then kept = kept + d + (student.gated == false and 1 or 2) * f end
+    -- queries, keys, values and what attention gives, and the sum; what the gate reads, and the sum. Norms and products are made again.
+    if h > 0 then stream, kept = stream + d, kept + 2 * h * e + 2 * g * e end
+    if f > 0 then stream, kept = stream + d, kept + (student.gated == false and 1 or 2) * f end
   end
-  local parts = { teacher = 4 * shapes.parameters(teacher), student = 8 * p, gradients = 4 * p, moments = 8 * p, activations = 4 * kept * tokens,
+  local parts = { teacher = 4 * shapes.parameters(teacher), student = 8 * p, gradients = 4 * p, moments = 8 * p, activations = (4 * stream + size * kept) * tokens,
     logits = head_bytes(teacher, student, tokens, precision) }
   local sum = 0
   for _, bytes in pairs(parts) do sum = sum + bytes end
