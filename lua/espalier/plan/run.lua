@@ -29,8 +29,8 @@ function M.memory(teacher, student, batch, length, precision)
     if h > 0 then stream, kept = stream + d, kept + 2 * h * e + 2 * g * e end
     if f > 0 then stream, kept = stream + d, kept + (student.gated == false and 1 or 2) * f end
   end
-  local parts = { teacher = 4 * shapes.parameters(teacher), student = 8 * p, gradients = 4 * p, moments = 8 * p, activations = (4 * stream + size * kept) * tokens,
-    logits = head_bytes(teacher, student, tokens, precision) }
+  local parts = { teacher = 4 * shapes.parameters(teacher), student = 8 * p, gradients = 4 * p, moments = 8 * p,
+    activations = (4 * stream + size * kept) * tokens, logits = head_bytes(teacher, student, tokens, precision) }
   local sum = 0
   for _, bytes in pairs(parts) do sum = sum + bytes end
   -- Blocks are rounded up to eighths of an octave, a sixteenth on average; the program, its libraries and the threads' scratch take the rest.
