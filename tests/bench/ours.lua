@@ -4,9 +4,9 @@
 --
 -- The work is that of torch_kd.py: random weights and ids, vocabulary 32,000, tied embeddings, batches of 4,096 tokens. kd: teacher forward,
 -- student forward and backward with KL over the whole vocabulary, clipping, AdamW. calibrate: importance.measure with all that it collects. eval: NLL
--- of every next token. decode: greedy, batch 1, with the cache. bandwidth: y += x over 2 x 256 MiB. peak: a large matrix product alone. views: forward
--- through a slice of a sorted teacher, of the student's hidden and ffn, and through the same model materialized, in turns. Two steps warm up; memory
--- is the peak of the process less what it held before the models were made.
+-- of every next token. decode: greedy, batch 1, with the cache. bandwidth: y += x over 2 x 256 MiB, and the sum of x (`read`), as decoding only
+-- reads. peak: a large matrix product alone. views: forward through a slice of a sorted teacher, of the student's hidden and ffn, and through the
+-- same model materialized, in turns. Two steps warm up; memory is the peak of the process less what it held before the models were made.
 
 local esp = require "espalier"
 local C = esp.ffi.C
@@ -86,8 +86,9 @@ end
 
 function work.bandwidth()
   local n = 2 ^ 26
-  local y, x = esp.tensor.zeros { n }, esp.tensor.full({ n }, 1)
-  return timed(function() esp.ffi.ops.scaled_acc(y.c, x.c, 1) end), 12 * n
+  local y, x, total = esp.tensor.zeros { n }, esp.tensor.full({ n }, 1), esp.tensor.zeros({}, "f64")
+  local read = timed(function() esp.ffi.ops.total_acc(total.c, x.c) end)
+  return timed(function() esp.ffi.ops.scaled_acc(y.c, x.c, 1) end), 12 * n, { read = 4 * n / math.min(unpack(read)) }
 end
 
 -- The line counts floating-point operations where others count tokens.

@@ -8,7 +8,8 @@ local opt = esp.options(..., {
   model = { "path", default = "../shared/data/models/babyllama/tok105_model5000.bin" },
   tokenizer = { "path", default = "../shared/data/models/babyllama/tok105.model" },
   text = { "path", default = "../shared/data/text/tinystories/tinystories_10k.txt" },
-  steps = { "int", default = 200 }, batch = { "int", default = 8 }, seq = { "int", default = 256 }, keep = { "number", default = 0.5, help = "share of width kept" },
+  steps = { "int", default = 200 }, batch = { "int", default = 8 }, seq = { "int", default = 256 },
+  keep = { "number", default = 0.5, help = "share of width kept" },
 })
 
 local teacher = esp.load(opt.model, { tokenizer = opt.tokenizer })

@@ -104,11 +104,12 @@ local function one_work(work, shape)
 end
 
 local function decoding()
-  local bandwidth = ours("bandwidth", "110m", "f32").best
+  local bandwidth = ours("bandwidth", "110m", "f32")
   for _, precision in ipairs { "bf16", "f32" } do
     local r = ours("decode", "110m", precision)
-    say("| decode 110m, batch 1, %s weights | %.1f tok/s: %.1f of %.1f GB/s, %.0f %% |", precision, r.best, r.best * r.bytes / 1e9, bandwidth / 1e9,
-      100 * r.best * r.bytes / bandwidth)
+    local rate = r.best * r.bytes
+    say("| decode 110m, batch 1, %s weights | %.1f tok/s: %.1f GB/s, %.0f %% of what a sum reads (%.1f), %.0f %% of what y += x moves (%.1f) |",
+      precision, r.best, rate / 1e9, 100 * rate / bandwidth.read, bandwidth.read / 1e9, 100 * rate / bandwidth.best, bandwidth.best / 1e9)
   end
 end
 

@@ -5,46 +5,53 @@ local tensor = require "espalier.tensor"
 local tape = require "espalier.tape"
 local core = require "espalier.ffi"
 local product = require "espalier.product"
+local head = require "espalier.loss.head"
 
 local c = core.ops
-local M = { chunk = 256, chunk16 = 60 }
+local M = {}
 
--- Logits of rows of hidden states, as model:states gives them, into s; head: the weight, or what its product packed of it.
-local function project(s, hidden, states, head)
-  product.of(states.precision).forward(s, hidden, head)
-  if states.cap then c.softcap(s.c, s.c, states.cap) end
+-- What writes logits of rows of hidden states, as model:states gives them, into a tensor; and what ends it. A head that is packed already is used as
+-- it is.
+local function projection(states)
+  local p = product.of(states.precision)
+  local packed = states.packed or p.pack(states.weight)
+  return function(s, hidden)
+    p.forward(s, hidden, packed)
+    if states.cap then c.softcap(s.c, s.c, states.cap) end
+  end, function() if not states.packed then p.unpack(packed) end end
 end
 
--- Logits of one chunk after the other: visit(s, t, part, n), where part(x) is the chunk of an [N,..] tensor.
+-- Logits of one chunk after the other: visit(s, t, part), where part(x) is the chunk of an [N,..] tensor.
 local function each_chunk(states, full, count, visit)
-  -- Products in bf16 pack the head once, so that their chunks may be short enough to stay in the cache.
-  local size, V = math.min(states.precision == "bf16" and M.chunk16 or M.chunk, count), states.weight.shape[1]
+  local V = states.weight.shape[1]
+  local size = head.cut(count, V, states.precision)
   local function flat(x) return tensor.view(x, { count, x.shape[#x.shape] }) end
   local s, t = tensor.new { size, V }, full and tensor.new { size, V }
   local a, b = flat(states.hidden), full and flat(full.hidden)
-  local p, q = product.of(states.precision), full and product.of(full.precision)
-  local head, full_head = p.pack(states.weight), full and q.pack(full.weight)
+  local project, done = projection(states)
+  local project_full, full_done
+  if full then project_full, full_done = projection(full) end
   for at = 0, count - 1, size do
     local n = math.min(size, count - at)
     local function part(x) return tensor.narrow(x, 0, at, n) end
     local own, other = tensor.narrow(s, 0, 0, n), full and tensor.narrow(t, 0, 0, n)
-    project(own, part(a), states, head)
-    if full then project(other, part(b), full, full_head) end
-    visit(own, other, part, n)
+    project(own, part(a))
+    if full then project_full(other, part(b)) end
+    visit(own, other, part)
   end
-  p.unpack(head)
-  if full then q.unpack(full_head) end
+  done()
+  if full then full_done() end
 end
 
 -- What nll_and_kl and compare share; changes: also the lengths of changes of logits.
 local function measure(states, target, full, changes)
   return tape.no_grad(tape.scope, function()
     local count = target:count()
-    local labels, ones = tensor.view(target, { count }), tensor.full({ math.min(M.chunk, count) }, 1)
+    local labels, ones = tensor.view(target, { count }), tensor.full({ count }, 1)
     local v = { nll = tensor.new { count }, kl = full and tensor.new { count }, logits = changes and tensor.new { count },
       full_logits = changes and tensor.new { count } }
-    each_chunk(states, full, count, function(s, t, part, n)
-      local one = tensor.narrow(ones, 0, 0, n)
+    each_chunk(states, full, count, function(s, t, part)
+      local one = part(ones)
       c.cross_entropy(part(v.nll).c, nil, s.c, part(labels).c, one.c)
       if full then c.kl(part(v.kl).c, nil, s.c, t.c, one.c, 1) end
       if changes then
@@ -57,7 +64,8 @@ local function measure(states, target, full, changes)
   end)
 end
 
---- nll, kl: f32 [N]; kl is nil without `full`. states: { hidden [B,T,C], weight [V,C], cap } (model:states) of the model scored; target:
+--- nll, kl: f32 [N]; kl is nil without `full`. states: { hidden [B,T,C], weight [V,C], cap } (model:states; packed: as head.pack gives it, where many
+-- calls share it) of the model scored; target:
 -- i32 [B,T], -1 where there is nothing to predict (nll 0 there); full: the states of the fuller model: kl = KL(full || model), in nats.
 function M.nll_and_kl(states, target, full)
   local v = measure(states, target, full)
