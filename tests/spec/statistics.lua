@@ -527,23 +527,12 @@ t.test("layers chosen by leaving them out: at once, one by one, in one block, by
   t.near(stats:score { axis = "layers", metric = "task" }, once.scores, 1e-5)
 end)
 
--- Runs a recipe and interrupts it when it has made the file `begun` so many bytes long: what it printed, and its exit code.
-local function interrupted(dir, code, bytes)
+-- Runs a recipe, which interrupts itself at its STOPth step where STOP is given: what it printed, and its exit code.
+local function run_recipe(dir, code, stop)
   local program = t.program() or t.skip "needs the espalier program"
   t.write(dir .. "/recipe.lua", (code:gsub("DIR", dir)))
-  file.remove(dir .. "/begun")
   file.remove(dir .. "/said")
-  local child = process.start({ program, dir .. "/recipe.lua" }, dir .. "/said")
-  -- The recipe may remove the file to begin anew.
-  local function size()
-    local f = io.open(dir .. "/begun")
-    local n = f and f:seek "end" or 0
-    if f then f:close() end
-    return n
-  end
-  while size() < (bytes or 1) do process.sleep(0.005) end
-  child:signal(2)
-  local status = child:wait()
+  local status = process.start({ "/usr/bin/env", "STOP=" .. (stop or 0), program, dir .. "/recipe.lua" }, dir .. "/said"):wait()
   return t.read(dir .. "/said"), status
 end
 
@@ -553,11 +542,15 @@ local world = [[local esp = require "espalier"
   local rows = {}
   for r = 1, 400 do rows[r] = {} for p = 1, 32 do rows[r][p] = r * p % 50 end end
   local model = esp.models.new(shape, { seed = 1 })
-  local function wait() local start = os.clock() while os.clock() - start < 0.05 do end end
-  local function tell() local f = io.open("DIR/begun", "a") f:write "." f:close() end
-  -- Told of each forward pass.
+  local ffi, steps = require "ffi", 0
+  ffi.cdef "int raise(int);"
+  -- A step is a forward pass.
   local forward = model.forward
-  function model.forward(...) tell() return forward(...) end
+  function model.forward(...)
+    steps = steps + 1
+    if steps == tonumber(os.getenv "STOP") then ffi.C.raise(2) end
+    return forward(...)
+  end
 ]]
 
 t.test("Ctrl-C keeps the rows that were done, and the same call goes on", function()
@@ -565,19 +558,17 @@ t.test("Ctrl-C keeps the rows that were done, and the same call goes on", functi
   local recipe = world .. [[local stats = esp.importance.measure(model, rows, { batch = 1, out = "DIR/s.h5", quiet = true,
     metrics = { { axes = { "ffn" }, collect = { seen = function(x) return x:abs():sum(1):sum(0) end }, score = function(s) return s.seen end } } })
     print(stats:total "rows", stats:score { axis = "ffn", layer = 0, metric = { score = function(s) return s.seen end } })]]
-  local said, code = interrupted(dir, recipe)
+  local said, code = run_recipe(dir, recipe, 40)
   t.equal(code, 1)
-  local done = tonumber(said:match "stopped after (%d+) of 400 rows; they are kept in")
-  t.ok(done and done >= 1 and done < 400, said)
-  local part = esp.importance.load(dir .. "/s.h5")
-  t.equal(part:total "rows", done)
-  file.remove(dir .. "/said")
-  t.equal(process.start({ t.program(), dir .. "/recipe.lua" }, dir .. "/said"):wait(), 0, "the same call")
-  t.ok(t.read(dir .. "/said"):find("400\ttensor f32 [128]", 1, true), t.read(dir .. "/said"))
+  t.ok(said:find("stopped after 40 of 400 rows; they are kept in", 1, true), said)
+  t.equal(esp.importance.load(dir .. "/s.h5"):total "rows", 40)
+  said, code = run_recipe(dir, recipe)
+  t.equal(code, 0, "the same call")
+  t.ok(said:find("400\ttensor f32 [128]", 1, true), said)
   -- Gone on from what is on disk or run in one go: the same bits.
   local on = esp.importance.load(dir .. "/s.h5"):hash()
   file.remove(dir .. "/s.h5")
-  process.start({ t.program(), dir .. "/recipe.lua" }, dir .. "/again"):wait()
+  run_recipe(dir, recipe)
   t.equal(esp.importance.load(dir .. "/s.h5"):hash(), on)
 end)
 
@@ -585,52 +576,50 @@ t.test("Ctrl-C in a task keeps the pass, and the same call asks the task alone",
   local dir = t.folder()
   local recipe = world:gsub("400 do", "8 do") .. [[
     local asked = 0
-    local function task(m) asked = asked + 1 wait() return -m:loss { rows[1] } end
+    local function task(m) asked = asked + 1 return -m:loss { rows[1] } end
     local stats = esp.importance.measure(model, rows, { batch = 4, depth = { task = task }, out = "DIR/s.h5", quiet = true })
     print("asked", asked, #stats:score({ axis = "layers", metric = "task" }):table())]]
   -- Eight rows in two batches, each once and with four layers left out; then the task.
-  local said, code = interrupted(dir, recipe, 11)
+  local said, code = run_recipe(dir, recipe, 11)
   t.equal(code, 1)
   t.ok(said:find("stopped in the task; all 8 rows are done; they are kept in", 1, true), said)
   t.equal(esp.importance.load(dir .. "/s.h5"):total "rows", 8)
-  file.remove(dir .. "/said")
-  t.equal(process.start({ t.program(), dir .. "/recipe.lua" }, dir .. "/said"):wait(), 0)
-  t.ok(t.read(dir .. "/said"):find("asked\t4\t4", 1, true), t.read(dir .. "/said"))
+  said = run_recipe(dir, recipe)
+  t.ok(said:find("asked\t4\t4", 1, true), said)
 end)
 
 t.test("Ctrl-C in scans that leave layers out keeps what they know", function()
   local dir = t.folder()
-  local said, code = interrupted(dir, world .. [[print(esp.importance.leave_out(model, rows, { remove = 2, batch = 1, quiet = true }))]], 40)
+  -- Each row is run once, and with each of four layers left out: the 38th step is in the eighth row.
+  local said, code = run_recipe(dir, world .. [[print(esp.importance.leave_out(model, rows, { remove = 2, batch = 1, quiet = true }))]], 38)
   t.equal(code, 130)
-  local done = tonumber(said:match "leave_out: stopped; the scores are of (%d+) of 400 rows %(interrupted%)")
-  t.ok(done and done >= 1 and done < 400, said)
-  t.ok(said:find("nll with layer left out (" .. done .. " of 400 rows)", 1, true) and said:find("drop: %d, %d %(stopped early%)"), said)
-  -- One by one: the second round's part of the rows chooses nothing.
-  said = interrupted(dir, world:gsub("400 do", "30 do") .. [[print(esp.importance.leave_out(model, rows, { remove = 3, batch = 1,
-    iterative = true, quiet = true }))]], 230)
+  t.ok(said:find("leave_out: stopped; the scores are of 7 of 400 rows (interrupted)", 1, true), said)
+  t.ok(said:find("nll with layer left out (7 of 400 rows)", 1, true) and said:find "drop: %d, %d %(stopped early%)", said)
+  said = run_recipe(dir, world .. [[print(esp.importance.leave_out(model, rows, { remove = 2, batch = 1, quiet = true }))]], 3)
+  t.ok(said:find("leave_out: stopped before any score was done", 1, true), said)
+  -- One by one: the first round has 150 steps, and the second round's part of the rows chooses nothing.
+  said = run_recipe(dir, world:gsub("400 do", "30 do") .. [[print(esp.importance.leave_out(model, rows, { remove = 3, batch = 1,
+    iterative = true, quiet = true }))]], 200)
   t.ok(said:find "leave_out: stopped; 1 of 3 layers were chosen" and said:find "step 1: layer %d goes" and not said:find "step 2", said)
-  said = interrupted(dir, world .. [[print(esp.importance.leave_out(model, nil, { remove = 1, metric = "task", quiet = true,
-    task = function(m) wait() return -m:loss { rows[1] } end }))]], 2)
-  t.ok(said:find("the scores are of %d of 4 candidates") and said:find("drop: nothing yet", 1, true), said)
+  said = run_recipe(dir, world .. [[print(esp.importance.leave_out(model, nil, { remove = 1, metric = "task", quiet = true,
+    task = function(m) return -m:loss { rows[1] } end }))]], 2)
+  t.ok(said:find("the scores are of 2 of 4 candidates", 1, true) and said:find("drop: nothing yet", 1, true), said)
 end)
 
 t.test("Ctrl-C in sensitivity and in rounds of contribution keeps what is done", function()
   local dir = t.folder()
-  local said, code = interrupted(dir, world .. [[
+  -- A pass of two batches; then two forward passes a batch of the model and its teacher, which are one, and one of the teacher for each cut.
+  local said, code = run_recipe(dir, world .. [[
     local stats = esp.importance.measure(model, rows, { batch = 200, quiet = true })
     local data = esp.data.of(rows)
-    local prune = require("espalier.prune")
-    local real = prune.prune
-    function prune.prune(...) tell() return real(...) end
-    os.remove "DIR/begun"
-    print(esp.sensitivity(model, stats, data, { axes = { "ffn", "layers", "hidden", "heads" }, quiet = true }))]], 360)
+    print(esp.sensitivity(model, stats, data, { axes = { "ffn", "layers", "hidden", "heads" }, quiet = true }))]], 2 + 200 + 100 + 50)
   t.equal(code, 130)
-  local cuts = tonumber(said:match "sensitivity: stopped after (%d) of 4 cuts")
-  t.ok(cuts and said:find("not scored, stopped: ", 1, true) and said:find "ffn +ffn %d", said)
-  said = interrupted(dir, world:gsub("400 do", "20 do") .. [[
+  t.ok(said:find("sensitivity: stopped after 2 of 4 cuts (interrupted)", 1, true), said)
+  t.ok(said:find("not scored, stopped: hidden; heads", 1, true) and said:find "ffn +ffn %d" and said:find "layers +layers %d", said)
+  said = run_recipe(dir, world:gsub("400 do", "20 do") .. [[
     print(esp.importance.contribution(model, rows, { rounds = 40, batch = 1, quiet = true }))]], 70)
-  local rounds = tonumber(said:match "contribution: stopped after (%d+) of 40 rounds %(interrupted%)")
-  t.ok(rounds and rounds >= 3 and rounds < 40, said)
+  t.ok(said:find("contribution: stopped after 3 of 40 rounds (interrupted)", 1, true), said)
+  t.ok(said:find("taken out in 3 of 40 rounds over 20 rows", 1, true), said)
 end)
 
 t.test("text with padding: what fills a row does not count", function()
