@@ -282,15 +282,16 @@ static int has_form_c(const esp_tokenizer *t)
     return t->normalizer.count == 1 && t->normalizer.step[0].map == esp_map_form && t->normalizer.step[0].option == (UTF8PROC_STABLE | UTF8PROC_COMPOSE);
 }
 
-/* GGUF's name where texts are normalized and cut in a way that it has a name for. whole: what llama.cpp takes ignore_merges for under that name. */
+/* GGUF's name where texts are normalized and cut in a way that it has a name for. whole: what llama.cpp takes ignore_merges for under that name; -1: files
+ * of one family differ in it. */
 static void name_shape(esp_tokenizer *t, const esp_text *shape)
 {
     const struct { const char *parts[4], *name; int form_c, whole; } known[] = {
-        {{"GPT-2"}, "gpt-2", 0, 0}, {{esp_llama3_pattern}, "llama-bpe", 0, 1}, {{esp_qwen2_pattern}, "qwen2", 1, 0}, {{tekken}, "tekken", 0, 1},
+        {{"GPT-2"}, "gpt-2", 0, 0}, {{esp_llama3_pattern}, "llama-bpe", 0, 1}, {{esp_qwen2_pattern}, "qwen2", 1, 0}, {{tekken}, "tekken", 0, -1},
         {{"digits", "GPT-2"}, "smollm", 0, 0}, {{"punctuation", "GPT-2", "numbers", "[0-9][0-9][0-9]"}, "falcon", 0, 0}};
     for (size_t i = 0; i < sizeof known / sizeof *known; i++) {
         int64_t at = 0;
-        int same = t->ignore_merges == known[i].whole && (known[i].form_c ? has_form_c(t) : t->normalizer.count == 0);
+        int same = (known[i].whole < 0 || t->ignore_merges == known[i].whole) && (known[i].form_c ? has_form_c(t) : t->normalizer.count == 0);
         for (int k = 0; k < 4 && known[i].parts[k]; k++) {
             int64_t n = (int64_t)strlen(known[i].parts[k]);
             same = same && shape->bytes - at > n && memcmp(shape->at + at, known[i].parts[k], (size_t)n) == 0 && shape->at[at + n] == '\n';

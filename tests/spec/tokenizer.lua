@@ -114,6 +114,25 @@ t.test("a tokenizer tells what another format needs of it", function()
   t.equal({ v.types[1], v.types[2], v.types[4], v.types[260], v.pieces[4], v.pieces[260], v.scores[261] }, { 2, 3, 6, 1, "<0x00>", "▁▁", -1 })
 end)
 
+t.test("GGUF's name of a way of cutting asks for the whole of it", function()
+  local path = t.folder() .. "/tokenizer.json"
+  local llama3 = [[(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+]]
+  local function name(pattern, whole, form, space)
+    local bytes = { type = "ByteLevel", add_prefix_space = space or false, use_regex = pattern == nil }
+    local split = pattern and { type = "Split", pattern = { Regex = pattern }, behavior = "Isolated", invert = false }
+    local cuts = { type = "Sequence", pretokenizers = esp.io.json.array { split or bytes, split and bytes } }
+    esp.io.json.write(path, { model = { type = "BPE", vocab = { a = 0 }, merges = esp.io.json.array(), ignore_merges = whole or false },
+      normalizer = form and { type = form } or nil, pre_tokenizer = cuts, decoder = { type = "ByteLevel" } })
+    return esp.tokenizer.load(path):vocabulary().pre
+  end
+  local qwen2 = llama3:gsub("{1,3}", "")
+  t.equal({ name(), name(llama3, true), name(qwen2, false, "NFC") }, { "gpt-2", "llama-bpe", "qwen2" })
+  local others = { { nil, true }, { nil, false, "NFC" }, { nil, false, nil, true }, { llama3 }, { qwen2 }, { qwen2, false, "NFKC" }, { "." } }
+  for i, other in ipairs(others) do
+    t.equal(name(unpack(other, 1, 4)), nil, "case " .. i)
+  end
+end)
+
 t.test("ids go into the caller's buffer, or it is told how many there are", function()
   local core = esp.ffi
   local tok = esp.tokenizer.load(t.shared "data/tokenizers/gpt2/hf_tokenizer.json")
