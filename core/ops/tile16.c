@@ -82,7 +82,7 @@ static ESP_SIMD void transpose_generic(uint32_t *restrict to, int64_t ldt, const
 #include <immintrin.h>
 
 /* rows is a constant wherever this is inlined, so the sums stay in registers. */
-static inline __attribute__((always_inline)) ESP_AVX512_BF16 void tile(const int rows, int64_t pairs, const uint32_t *a, int64_t lda,
+static inline __attribute__((always_inline)) ESP_AVX512_BF16 void tile(const int rows, const int both, int64_t pairs, const uint32_t *a, int64_t lda,
                                                                        const uint32_t *b, float *c, int64_t ldc, int n, int add)
 {
     __m512 s0[ROWS], s1[ROWS];
@@ -94,7 +94,7 @@ static inline __attribute__((always_inline)) ESP_AVX512_BF16 void tile(const int
         for (int i = 0; i < rows; i++) {
             __m512bh x = (__m512bh)_mm512_set1_epi32((int)a[i * lda]);
             s0[i] = _mm512_dpbf16_ps(s0[i], x, b0);
-            s1[i] = _mm512_dpbf16_ps(s1[i], x, b1);
+            if (both) s1[i] = _mm512_dpbf16_ps(s1[i], x, b1);
         }
     }
     __mmask16 k0 = n >= 16 ? 0xffff : (__mmask16)((1u << n) - 1), k1 = n >= 32 ? 0xffff : n <= 16 ? 0 : (__mmask16)((1u << (n - 16)) - 1);
@@ -103,17 +103,22 @@ static inline __attribute__((always_inline)) ESP_AVX512_BF16 void tile(const int
         float *to = c + i * ldc;
         if (add) {
             s0[i] = _mm512_add_ps(s0[i], _mm512_maskz_loadu_ps(k0, to));
-            s1[i] = _mm512_add_ps(s1[i], _mm512_maskz_loadu_ps(k1, to + 16));
+            if (both) s1[i] = _mm512_add_ps(s1[i], _mm512_maskz_loadu_ps(k1, to + 16));
         }
         _mm512_mask_storeu_ps(to, k0, s0[i]);
-        _mm512_mask_storeu_ps(to + 16, k1, s1[i]);
+        if (both) _mm512_mask_storeu_ps(to + 16, k1, s1[i]);
     }
 }
 
 static ESP_AVX512_BF16 void tile_avx512_bf16(int64_t pairs, const uint32_t *a, int64_t lda, const uint32_t *b, float *c, int64_t ldc, int m, int n,
                                              int add)
 {
-#define CASE(r) case r: tile(r, pairs, a, lda, b, c, ldc, n, add); break;
+/* Half of the columns is half of the work. */
+#define CASE(r)                                                                                                                          \
+    case r:                                                                                                                              \
+        if (n > 16) tile(r, 1, pairs, a, lda, b, c, ldc, n, add);                                                                        \
+        else tile(r, 0, pairs, a, lda, b, c, ldc, n, add);                                                                               \
+        break;
     switch (m) {
     CASE(1) CASE(2) CASE(3) CASE(4) CASE(5) CASE(6) CASE(7) CASE(8) CASE(9) CASE(10) CASE(11) CASE(12)
     }
