@@ -4,67 +4,49 @@
  * result do not depend on the number of threads. A bf16 weight is widened block by block into scratch. */
 #include "backend.h"
 #include "lanes.h"
-
-enum { WEIGHT = ESP_BIT(ESP_F32) | ESP_BIT(ESP_BF16), F32 = ESP_BIT(ESP_F32) };
+#include "linear.h"
 
 /* ---- argument checks ---- */
 
-typedef struct linear_args {
-    esp_rows x, w, y;                     /* [N,I], [O,I], [N,O] */
-} linear_args;
-
-/* The three operands of a linear layer by the names that the caller uses; access says which one is written. */
-static int check(linear_args *a, const char *op, const esp_tensor *x, const char *xn, const esp_tensor *w, const char *wn, const esp_tensor *y,
+/* x and y are f32; the library is there. */
+static int check(esp_linear_args *a, const char *op, const esp_tensor *x, const char *xn, const esp_tensor *w, const char *wn, const esp_tensor *y,
                  const char *yn, char written)
 {
-    char text[ESP_TEXT], other[ESP_TEXT];
-    TRY(esp_check_rows(&a->x, op, xn, x, F32, written == 'x'));
-    TRY(esp_check_rows(&a->w, op, wn, w, written == 'w' ? F32 : WEIGHT, written == 'w'));
-    TRY(esp_check_rows(&a->y, op, yn, y, F32, written == 'y'));
-    if (w->ndim != 2) return esp_fail(ESP_ESHAPE, "%s: '%s' is %s, want two dimensions [outputs, inputs]", op, wn, esp_shape_text(text, w->ndim, w->shape));
-    if (a->w.cols != a->x.cols) {
-        return esp_fail(ESP_ESHAPE, "%s: '%s' is %s, want [*, %lld] (last dimension of '%s' %s)", op, wn, esp_shape_text(text, w->ndim, w->shape),
-                        (long long)a->x.cols, xn, esp_shape_text(other, x->ndim, x->shape));
-    }
-    if (a->y.rows != a->x.rows || a->y.cols != a->w.rows) {
-        return esp_fail(ESP_ESHAPE, "%s: '%s' is %s, want %lld rows of %lld ('%s' has %lld rows, '%s' %lld)", op, yn,
-                        esp_shape_text(text, y->ndim, y->shape), (long long)a->x.rows, (long long)a->w.rows, xn, (long long)a->x.rows, wn,
-                        (long long)a->w.rows);
-    }
+    TRY(esp_linear_check(a, op, x, xn, w, wn, y, yn, written, ESP_BIT(ESP_F32)));
     return esp_gemm_open();
 }
 
 int esp_linear(esp_tensor *y, const esp_tensor *x, const esp_tensor *w)
 {
-    linear_args a;
+    esp_linear_args a;
     TRY(check(&a, "linear", x, "x", w, "w", y, "y", 'y'));
     return esp_backend_of(y)->linear(y, x, w);
 }
 
 int esp_linear_dx(esp_tensor *dx, const esp_tensor *dy, const esp_tensor *w)
 {
-    linear_args a;
+    esp_linear_args a;
     TRY(check(&a, "linear_dx", dx, "dx", w, "w", dy, "dy", 'x'));
     return esp_backend_of(dx)->linear_dx(dx, dy, w);
 }
 
 int esp_linear_dx_acc(esp_tensor *dx, const esp_tensor *dy, const esp_tensor *w)
 {
-    linear_args a;
+    esp_linear_args a;
     TRY(check(&a, "linear_dx_acc", dx, "dx", w, "w", dy, "dy", 'x'));
     return esp_backend_of(dx)->linear_dx_acc(dx, dy, w);
 }
 
 int esp_linear_dw(esp_tensor *dw, const esp_tensor *dy, const esp_tensor *x)
 {
-    linear_args a;
+    esp_linear_args a;
     TRY(check(&a, "linear_dw", x, "x", dw, "dw", dy, "dy", 'w'));
     return esp_backend_of(dw)->linear_dw(dw, dy, x);
 }
 
 int esp_linear_dw_acc(esp_tensor *dw, const esp_tensor *dy, const esp_tensor *x)
 {
-    linear_args a;
+    esp_linear_args a;
     TRY(check(&a, "linear_dw_acc", x, "x", dw, "dw", dy, "dy", 'w'));
     return esp_backend_of(dw)->linear_dw_acc(dw, dy, x);
 }
@@ -134,7 +116,7 @@ static int run(product p)
 enum { OUTPUTS = 64 };
 
 typedef struct few_rows {
-    linear_args a;
+    esp_linear_args a;
     const esp_lanes *lanes;
     float *half;                          /* of a bf16 weight: of each row of x the even entries, then the odd ones, [rows, cols] */
 } few_rows;
@@ -142,7 +124,7 @@ typedef struct few_rows {
 static int few_rows_block(void *context, int64_t block)
 {
     const few_rows *f = context;
-    const linear_args *a = &f->a;
+    const esp_linear_args *a = &f->a;
     int64_t from = block * OUTPUTS, outputs = esp_min(OUTPUTS, a->w.rows - from), n = a->x.cols;
     for (int64_t r = 0; r < a->x.rows; r++) {
         const float *x = (const float *)a->x.data + r * a->x.stride;
@@ -172,7 +154,7 @@ int esp_linear_few(const esp_rows *x_rows, const esp_rows *w, const esp_rows *y)
 
 int esp_cpu_linear(esp_tensor *y, const esp_tensor *x, const esp_tensor *w)
 {
-    linear_args a;
+    esp_linear_args a;
     TRY(check(&a, "linear", x, "x", w, "w", y, "y", 'y'));
     if (a.x.rows <= ESP_FEW_ROWS) return esp_linear_few(&a.x, &a.w, &a.y);
     return run((product){.tb = 1, .b_dtype = a.w.dtype, .m = a.x.rows, .n = a.w.rows, .k = a.x.cols, .a = a.x.data, .lda = a.x.stride,
@@ -181,7 +163,7 @@ int esp_cpu_linear(esp_tensor *y, const esp_tensor *x, const esp_tensor *w)
 
 static int dx_product(esp_tensor *dx, const esp_tensor *dy, const esp_tensor *w, float beta)
 {
-    linear_args a;
+    esp_linear_args a;
     TRY(check(&a, "linear_dx", dx, "dx", w, "w", dy, "dy", 'x'));
     return run((product){.b_dtype = a.w.dtype, .m = a.x.rows, .n = a.w.cols, .k = a.w.rows, .a = a.y.data, .lda = a.y.stride,
                          .b = a.w.data, .ldb = a.w.stride, .c = a.x.data, .ldc = a.x.stride, .beta = beta});
@@ -192,7 +174,7 @@ int esp_cpu_linear_dx_acc(esp_tensor *dx, const esp_tensor *dy, const esp_tensor
 
 static int dw_product(esp_tensor *dw, const esp_tensor *dy, const esp_tensor *x, float beta)
 {
-    linear_args a;
+    esp_linear_args a;
     TRY(check(&a, "linear_dw", x, "x", dw, "dw", dy, "dy", 'w'));
     return run((product){.ta = 1, .b_dtype = ESP_F32, .m = a.w.rows, .n = a.w.cols, .k = a.x.rows, .a = a.y.data, .lda = a.y.stride,
                          .b = a.x.data, .ldb = a.x.stride, .c = a.w.data, .ldc = a.w.stride, .beta = beta});

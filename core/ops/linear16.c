@@ -2,35 +2,12 @@
  * keeps its dtype, so f32 master weights are trained as they are. */
 #include "backend.h"
 #include "gemm16.h"
+#include "linear.h"
 
-enum { FLOATS = ESP_BIT(ESP_F32) | ESP_BIT(ESP_BF16), F32 = ESP_BIT(ESP_F32), I32 = ESP_BIT(ESP_I32) };
-
-typedef struct linear_args {
-    esp_rows x, w, y;                     /* [N,I], [O,I], [N,O] */
-    const uint32_t *packed;
-} linear_args;
-
-/* The three operands by the names that the caller uses; `written` says which one is the output. */
-static int check(linear_args *a, const char *op, const esp_tensor *x, const char *xn, const esp_tensor *w, const char *wn, const esp_tensor *y,
-                 const char *yn, char written)
-{
-    char text[ESP_TEXT], other[ESP_TEXT];
-    TRY(esp_check_rows(&a->x, op, xn, x, FLOATS, written == 'x'));
-    TRY(esp_check_rows(&a->w, op, wn, w, written == 'w' ? F32 : FLOATS, written == 'w'));
-    TRY(esp_check_rows(&a->y, op, yn, y, FLOATS, written == 'y'));
-    a->packed = NULL;
-    if (w->ndim != 2 || a->w.cols != a->x.cols) {
-        return esp_fail(ESP_ESHAPE, "%s: '%s' is %s, want [outputs, %lld] (last dimension of '%s' %s)", op, wn, esp_shape_text(text, w->ndim, w->shape),
-                        (long long)a->x.cols, xn, esp_shape_text(other, x->ndim, x->shape));
-    }
-    if (a->y.rows == a->x.rows && a->y.cols == a->w.rows) return ESP_OK;
-    return esp_fail(ESP_ESHAPE, "%s: '%s' is %s, want %lld rows of %lld ('%s' has %lld rows, '%s' %lld)", op, yn,
-                    esp_shape_text(text, y->ndim, y->shape), (long long)a->x.rows, (long long)a->w.rows, xn, (long long)a->x.rows, wn,
-                    (long long)a->w.rows);
-}
+enum { FLOATS = ESP_BIT(ESP_F32) | ESP_BIT(ESP_BF16), I32 = ESP_BIT(ESP_I32) };
 
 /* `packed` (or NULL) has the size that pack16 asks for a weight [O,I]. */
-static int check_packed(linear_args *a, const char *op, const esp_tensor *packed, int64_t k, int64_t n)
+static int check_packed(esp_linear_args *a, const char *op, const esp_tensor *packed, int64_t k, int64_t n)
 {
     if (!packed) return ESP_OK;
     TRY(esp_check(op, "packed", packed, I32, ESP_READ));
@@ -76,21 +53,21 @@ int esp_cpu_pack16(esp_tensor *packed, const esp_tensor *w, int inputs)
 
 /* ---- forward ---- */
 
-static int check_forward(linear_args *a, esp_tensor *y, const esp_tensor *x, const esp_tensor *w, const esp_tensor *packed)
+static int check_forward(esp_linear_args *a, esp_tensor *y, const esp_tensor *x, const esp_tensor *w, const esp_tensor *packed)
 {
-    TRY(check(a, "linear16", x, "x", w, "w", y, "y", 'y'));
+    TRY(esp_linear_check(a, "linear16", x, "x", w, "w", y, "y", 'y', FLOATS));
     return check_packed(a, "linear16", packed, a->w.cols, a->w.rows);
 }
 
 int esp_linear16(esp_tensor *y, const esp_tensor *x, const esp_tensor *w, const esp_tensor *packed)
 {
-    linear_args a;
+    esp_linear_args a;
     TRY(check_forward(&a, y, x, w, packed));
     return esp_backend_of(y)->linear16(y, x, w, packed);
 }
 
 /* A few rows, whatever they are stored in, by way of f32: the weight is read once, which is all that counts. */
-static int few_rows(const linear_args *a)
+static int few_rows(const esp_linear_args *a)
 {
     int64_t n = a->x.rows;
     float *x = esp_malloc(n * (a->x.cols + a->w.rows) * 4);
@@ -113,7 +90,7 @@ static int few_rows(const linear_args *a)
 
 int esp_cpu_linear16(esp_tensor *y, const esp_tensor *x, const esp_tensor *w, const esp_tensor *packed)
 {
-    linear_args a;
+    esp_linear_args a;
     TRY(check_forward(&a, y, x, w, packed));
     if (a.x.rows <= ESP_FEW_ROWS) return few_rows(&a);
     return esp_gemm16(&(esp_gemm16_args){.tb = 1, .m = a.x.rows, .n = a.w.rows, .k = a.x.cols, .a = matrix(&a.x), .b = matrix(&a.w),
@@ -122,15 +99,15 @@ int esp_cpu_linear16(esp_tensor *y, const esp_tensor *x, const esp_tensor *w, co
 
 /* ---- gradients ---- */
 
-static int check_dx(linear_args *a, const char *op, esp_tensor *dx, const esp_tensor *dy, const esp_tensor *w, const esp_tensor *packed)
+static int check_dx(esp_linear_args *a, const char *op, esp_tensor *dx, const esp_tensor *dy, const esp_tensor *w, const esp_tensor *packed)
 {
-    TRY(check(a, op, dx, "dx", w, "w", dy, "dy", 'x'));
+    TRY(esp_linear_check(a, op, dx, "dx", w, "w", dy, "dy", 'x', FLOATS));
     return check_packed(a, op, packed, a->w.rows, a->w.cols);
 }
 
 static int dx_product(const char *op, esp_tensor *dx, const esp_tensor *dy, const esp_tensor *w, const esp_tensor *packed, int beta)
 {
-    linear_args a;
+    esp_linear_args a;
     TRY(check_dx(&a, op, dx, dy, w, packed));
     return esp_gemm16(&(esp_gemm16_args){.m = a.x.rows, .n = a.w.cols, .k = a.w.rows, .a = matrix(&a.y), .b = matrix(&a.w), .c = matrix(&a.x),
                                          .beta = beta, .packed = a.packed});
@@ -138,14 +115,14 @@ static int dx_product(const char *op, esp_tensor *dx, const esp_tensor *dy, cons
 
 int esp_linear16_dx(esp_tensor *dx, const esp_tensor *dy, const esp_tensor *w, const esp_tensor *packed)
 {
-    linear_args a;
+    esp_linear_args a;
     TRY(check_dx(&a, "linear16_dx", dx, dy, w, packed));
     return esp_backend_of(dx)->linear16_dx(dx, dy, w, packed);
 }
 
 int esp_linear16_dx_acc(esp_tensor *dx, const esp_tensor *dy, const esp_tensor *w, const esp_tensor *packed)
 {
-    linear_args a;
+    esp_linear_args a;
     TRY(check_dx(&a, "linear16_dx_acc", dx, dy, w, packed));
     return esp_backend_of(dx)->linear16_dx_acc(dx, dy, w, packed);
 }
@@ -162,23 +139,23 @@ int esp_cpu_linear16_dx_acc(esp_tensor *dx, const esp_tensor *dy, const esp_tens
 
 static int dw_product(const char *op, esp_tensor *dw, const esp_tensor *dy, const esp_tensor *x, int beta)
 {
-    linear_args a;
-    TRY(check(&a, op, x, "x", dw, "dw", dy, "dy", 'w'));
+    esp_linear_args a;
+    TRY(esp_linear_check(&a, op, x, "x", dw, "dw", dy, "dy", 'w', FLOATS));
     return esp_gemm16(&(esp_gemm16_args){.ta = 1, .m = a.w.rows, .n = a.w.cols, .k = a.x.rows, .a = matrix(&a.y), .b = matrix(&a.x),
                                          .c = matrix(&a.w), .beta = beta});
 }
 
 int esp_linear16_dw(esp_tensor *dw, const esp_tensor *dy, const esp_tensor *x)
 {
-    linear_args a;
-    TRY(check(&a, "linear16_dw", x, "x", dw, "dw", dy, "dy", 'w'));
+    esp_linear_args a;
+    TRY(esp_linear_check(&a, "linear16_dw", x, "x", dw, "dw", dy, "dy", 'w', FLOATS));
     return esp_backend_of(dw)->linear16_dw(dw, dy, x);
 }
 
 int esp_linear16_dw_acc(esp_tensor *dw, const esp_tensor *dy, const esp_tensor *x)
 {
-    linear_args a;
-    TRY(check(&a, "linear16_dw_acc", x, "x", dw, "dw", dy, "dy", 'w'));
+    esp_linear_args a;
+    TRY(esp_linear_check(&a, "linear16_dw_acc", x, "x", dw, "dw", dy, "dy", 'w', FLOATS));
     return esp_backend_of(dw)->linear16_dw_acc(dw, dy, x);
 }
 

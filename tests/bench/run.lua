@@ -51,7 +51,8 @@ end
 local function median(list)
   local sorted = { unpack(list) }
   table.sort(sorted)
-  return sorted[math.floor(#sorted / 2) + 1], sorted[1], sorted[#sorted]
+  local n = #sorted
+  return (sorted[math.ceil(n / 2)] + sorted[math.floor(n / 2) + 1]) / 2, sorted[1], sorted[n]
 end
 
 local function spread(list, form)
