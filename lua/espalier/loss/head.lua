@@ -53,12 +53,15 @@ end
 local row = { name = "head loss" }
 
 --- Tokens of a chunk and of a group. Logits of a chunk of both heads stay in the last cache (16 MiB; whole tiles of 12 rows); their gradients are
--- gathered over a group, so that the head's gradient is read and written once a group. OpenBLAS packs the head anew for each chunk, so f32 wants
--- long ones.
+-- gathered over a group of about 512 tokens and at most 64 MiB, so that the head's gradient is read and written once a group. OpenBLAS packs the head
+-- anew for each chunk, so f32 wants long ones, of at most 64 MiB.
 function M.cut(N, V, precision)
-  local chunk = M.chunk
-  if precision == "bf16" then chunk = math.max(48, math.min(252, math.floor(2 ^ 24 / (8 * V) / 12) * 12)) end
-  local group = precision == "bf16" and math.max(1, math.floor(512 / chunk)) * chunk or chunk
+  if precision ~= "bf16" then
+    local chunk = math.min(N, M.chunk, math.max(64, math.floor(2 ^ 24 / V)))
+    return chunk, chunk
+  end
+  local chunk = math.max(24, math.min(252, math.floor(2 ^ 24 / (8 * V) / 12) * 12))
+  local group = math.max(1, math.floor(math.min(512, 2 ^ 25 / V) / chunk)) * chunk
   return math.min(chunk, N), math.min(group, N)
 end
 
