@@ -37,7 +37,7 @@ local function decoded(tok, ids, n)
 end
 
 -- Pieces of a small vocabulary do not hold every character, and sentencepiece squeezes or adds spaces where its model says so. "plain": where special
--- tokens are left to be text; Mistral's stand before a space that nobody wrote (WikiText writes <unk>).
+-- tokens are left to be text, and but for a space that the text begins with; the tokenizers package loses both for Mistral's (WikiText has them).
 local promises = { ["tokenizers/gpt2/hf_tokenizer.json"] = true, ["tokenizers/others/smollm_tokenizer.json"] = true,
   ["tokenizers/others/minimind_tokenizer.json"] = true, ["tokenizers/llama2/hf_tokenizer.json"] = true,
   ["tokenizers/mistral/hf_tokenizer_v3.json"] = "plain",
@@ -57,7 +57,10 @@ for name, texts in pairs(golden) do
         if os.getenv "ESPALIER_ALL_TEXTS" or path:match "/[ahj]%l+_%a+%.dev$" then
           t.equal(hash_lines(tok, text, special), want[3], "lines of " .. path)
         end
-        if promises[name] == "plain" then ids, n = ids_of(tok, text, false) end
+        if promises[name] == "plain" then
+          ids, n = ids_of(tok, text, false)
+          text = text:gsub("^ ", "")
+        end
         if promises[name] then t.ok(decoded(tok, ids, n) == text, "decoding does not give back " .. path) end
         count = count + 1
       end
