@@ -62,13 +62,9 @@ enum esp_isa_level { ESP_ISA_GENERIC, ESP_ISA_AVX2, ESP_ISA_AVX512, ESP_ISA_AVX5
 int esp_isa(int *used);
 #if defined(__x86_64__) && defined(__GNUC__)
 #define ESP_HAVE_X86 1
-#define ESP_HAVE_AVX512_BF16 1
-#define ESP_HAVE_AMX 1
 #define ESP_AVX512_BF16 __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,fma")))
 #else
 #define ESP_HAVE_X86 0
-#define ESP_HAVE_AVX512_BF16 0
-#define ESP_HAVE_AMX 0
 #endif
 
 static inline int64_t esp_min(int64_t a, int64_t b) { return a < b ? a : b; }

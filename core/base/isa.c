@@ -6,7 +6,7 @@
 
 #include "base.h"
 
-#if ESP_HAVE_AMX
+#if ESP_HAVE_X86
 #include <cpuid.h>
 #include <immintrin.h>
 #include <sys/syscall.h>
@@ -23,7 +23,7 @@ static struct {
     const char *unknown;
 } isa = {.once = PTHREAD_ONCE_INIT};
 
-#if ESP_HAVE_AMX
+#if ESP_HAVE_X86
 /* The processor multiplies tiles of bf16, the system keeps their registers (XCR0 bits 17 and 18), and gives them to this process when asked. */
 static __attribute__((target("xsave"))) int has_amx(void)
 {

@@ -90,6 +90,11 @@ static const struct {
 } rows_of[] = {
     [ESP_SILU] = {silu_row, silu_backward}, [ESP_GELU_TANH] = {gelu_tanh_row, gelu_tanh_backward}, [ESP_RELU2] = {relu2_row, relu2_backward}};
 
+void esp_activation_row(int kind, float *y, const float *gate, const float *up, int64_t n)
+{
+    rows_of[kind].forward(y, gate, up, n);
+}
+
 static int forward_block(void *context, int64_t block)
 {
     const gate_args *a = context;
@@ -98,7 +103,7 @@ static int forward_block(void *context, int64_t block)
     if (!room) return ESP_EMEM;
     for (int64_t n = block * a->rows_per_block; n < end; n++) {
         float *y = esp_row_at(&a->y, n, room);
-        rows_of[a->kind].forward(y, esp_row_in(&a->gate, n, room + C), a->up.data ? esp_row_in(&a->up, n, room + 2 * C) : NULL, C);
+        esp_activation_row(a->kind, y, esp_row_in(&a->gate, n, room + C), a->up.data ? esp_row_in(&a->up, n, room + 2 * C) : NULL, C);
         esp_row_out(&a->y, n, y);
     }
     return ESP_OK;

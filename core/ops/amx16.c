@@ -13,7 +13,7 @@ typedef struct tile_config {
     uint8_t rows[16];
 } tile_config;
 
-#if ESP_HAVE_AMX && !defined TILE_ZERO
+#if ESP_HAVE_X86 && !defined TILE_ZERO
 #include <immintrin.h>
 #define AMX __attribute__((target("amx-tile,amx-bf16,avx512f")))
 #define TILE_CONFIGURE(config) _tile_loadconfig(config)

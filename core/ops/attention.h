@@ -108,8 +108,6 @@ static inline void esp_panel_product(const esp_kernel16 *kernel, int64_t words, 
     }
 }
 
-extern const esp_kernel16 esp_kernel32;
-
 int esp_attention_forward(const esp_attention_args *a);
 int esp_attention_few(const esp_attention_args *a);
 int esp_attention_gradients(const esp_attention_args *a);

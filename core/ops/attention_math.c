@@ -165,7 +165,7 @@ static ESP_SIMD void gradients_bf16(uint32_t *p_words, uint32_t *d_words, int64_
 
 /* ---- bf16 with instructions of its own ---- */
 
-#if ESP_HAVE_AVX512_BF16
+#if ESP_HAVE_X86
 #include <immintrin.h>
 
 #define INLINE static inline __attribute__((always_inline)) ESP_AVX512_BF16
@@ -260,7 +260,7 @@ int esp_attention_math_of(const esp_attention_math **math, const esp_kernel16 **
     *math = dtype == ESP_F32 ? &f32 : &bf16;
     *kernel = &esp_kernel32;
     if (dtype == ESP_F32) return ESP_OK;
-#if ESP_HAVE_AVX512_BF16
+#if ESP_HAVE_X86
     static const esp_attention_math avx512 = {.per = 2, .exponentials = exponentials_avx512, .gradients = gradients_avx512,
                                               .store = store_avx512};
     int isa;

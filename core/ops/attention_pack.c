@@ -6,8 +6,7 @@
 
 esp_matrix esp_head_rows(const esp_tensor *t, int64_t b, int64_t position, int64_t head)
 {
-    int64_t at = b * t->stride[0] + position * t->stride[1] + head * t->stride[2];
-    return (esp_matrix){.data = (char *)esp_tensor_at(t) + at * esp_dtype_size(t->dtype), .dtype = t->dtype, .stride = t->stride[1]};
+    return (esp_matrix){.data = esp_tensor_head(t, b, position, head), .dtype = t->dtype, .stride = t->stride[1]};
 }
 
 /* Rows stand far from each other, where the processor does not look ahead by itself. */

@@ -29,6 +29,8 @@ void esp_gemm_block(int ta, int tb, int64_t m, int64_t n, int64_t k, float alpha
 enum { ESP_FEW_ROWS = 4 };
 /* y = x w^T for rows of f32 and a weight in f32 or bf16, which is read once a row: for a few rows. */
 int esp_linear_few(const esp_rows *x, const esp_rows *w, const esp_rows *y);
+/* y = f(gate) up for n numbers, f(gate) where up is NULL; kind: of esp_activation. y may be gate (activation.c). */
+void esp_activation_row(int kind, float *y, const float *gate, const float *up, int64_t n);
 /* Opens the BLAS library (once); every op that calls esp_gemm_block calls this first, outside tasks. */
 int esp_gemm_open(void);
 

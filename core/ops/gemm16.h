@@ -39,6 +39,8 @@ typedef struct esp_kernel16 {
     void (*enter)(void), (*leave)(void);
 } esp_kernel16;
 extern const esp_kernel16 esp_kernel16_generic, esp_kernel16_avx512_bf16, esp_kernel16_amx;
+/* The same interface for f32: a pair is then one number. */
+extern const esp_kernel16 esp_kernel32;
 int esp_kernel16_of_machine(const esp_kernel16 **out);
 
 /* to[c * ldt + r] = from[r * ldf + c] for 16 x 16 pairs. */

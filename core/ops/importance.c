@@ -3,7 +3,6 @@
  * Rows of the data are told apart by parity, so that the two halves of a calibration set can be asked the same question. */
 #include <math.h>
 
-#include "../formula.h"
 #include "backend.h"
 #include "rowsums.h"
 
@@ -103,12 +102,6 @@ int esp_activation_stats_acc(esp_tensor *stats, const esp_tensor *x, int kind, c
     return esp_backend_of(stats)->activation_stats_acc(stats, x, kind, lengths, first);
 }
 
-static ESP_SIMD void silu(float *y, const float *x, int64_t n) { for (int64_t i = 0; i < n; i++) y[i] = esp_silu(x[i]); }
-static ESP_SIMD void gelu_tanh(float *y, const float *x, int64_t n) { for (int64_t i = 0; i < n; i++) y[i] = esp_gelu_tanh(x[i]); }
-static ESP_SIMD void relu2(float *y, const float *x, int64_t n) { for (int64_t i = 0; i < n; i++) y[i] = esp_relu2(x[i]); }
-
-static void (*const activations[])(float *, const float *, int64_t) = {[ESP_SILU] = silu, [ESP_GELU_TANH] = gelu_tanh, [ESP_RELU2] = relu2};
-
 static int fill_activation(const esp_row_sums *r, const esp_stretch_of_row *s, double *sum)
 {
     const stats_args *a = r->context;
@@ -119,7 +112,7 @@ static int fill_activation(const esp_row_sums *r, const esp_stretch_of_row *s, d
     for (int64_t t = 0; t < s->positions; t += most) {
         int64_t positions = esp_min(most, s->positions - t);
         const float *x = esp_row_tile(a->x, s->row, s->t + t, positions, s->u, n, room, &step);
-        for (int64_t p = 0; p < positions; p++) activations[a->kind](y + p * n, x + p * step, n);
+        for (int64_t p = 0; p < positions; p++) esp_activation_row(a->kind, y + p * n, x + p * step, NULL, n);
         esp_sums_across(sum, n, y, n, positions, n);
     }
     return ESP_OK;

@@ -69,22 +69,16 @@ int esp_linear16(esp_tensor *y, const esp_tensor *x, const esp_tensor *w, const 
 /* A few rows, whatever they are stored in, by way of f32: the weight is read once, which is all that counts. */
 static int few_rows(const esp_linear_args *a)
 {
-    int64_t n = a->x.rows;
-    float *x = esp_malloc(n * (a->x.cols + a->w.rows) * 4);
-    if (!x) return ESP_EMEM;
-    float *y = x + n * a->x.cols;
-    esp_rows from = {x, n, a->x.cols, a->x.cols, ESP_F32}, to = {y, n, a->w.rows, a->w.rows, ESP_F32};
-    for (int64_t r = 0; r < n; r++) {
-        const float *row = esp_row_in(&a->x, r, x + r * a->x.cols);
-        if (row != x + r * a->x.cols) memcpy(x + r * a->x.cols, row, (size_t)a->x.cols * 4);
-    }
-    int code = esp_linear_few(&from, &a->w, &to);
-    for (int64_t r = 0; r < n && code == ESP_OK; r++) {
-        const float *row = y + r * a->w.rows;
-        if (a->y.dtype == ESP_F32) memcpy(esp_row_at(&a->y, r, NULL), row, (size_t)a->w.rows * 4);
-        else esp_row_out(&a->y, r, row);
-    }
-    esp_free(x);
+    int64_t n = a->x.rows, I = a->x.cols, O = a->w.rows;
+    float *room = esp_malloc(n * (I + O) * 4);
+    if (!room) return ESP_EMEM;
+    esp_rows x = a->x, y = a->y;
+    for (int64_t r = 0; r < n; r++) esp_row_in(&a->x, r, room + r * I);
+    if (x.dtype != ESP_F32) x = (esp_rows){room, n, I, I, ESP_F32};
+    if (y.dtype != ESP_F32) y = (esp_rows){room + n * I, n, O, O, ESP_F32};
+    int code = esp_linear_few(&x, &a->w, &y);
+    for (int64_t r = 0; r < n && code == ESP_OK; r++) esp_row_out(&a->y, r, (const float *)y.data + r * y.stride);
+    esp_free(room);
     return code;
 }
 

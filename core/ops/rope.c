@@ -49,13 +49,6 @@ typedef struct rope_args {
     float sign;
 } rope_args;
 
-/* The channels of head h at a place, as a row. */
-static esp_rows head_of(const esp_tensor *t, int64_t b, int64_t position, int64_t h)
-{
-    int64_t at = b * t->stride[0] + position * t->stride[1] + h * t->stride[2];
-    return (esp_rows){.data = (char *)esp_tensor_at(t) + at * esp_dtype_size(t->dtype), .rows = 1, .cols = t->shape[3], .dtype = t->dtype};
-}
-
 /* One block is TOKENS places of all rows of the batch, walked as one. */
 static int rope_block(void *context, int64_t block)
 {
@@ -69,7 +62,7 @@ static int rope_block(void *context, int64_t block)
         const float *cos = (const float *)esp_tensor_at(a->cos) + t * a->cos->stride[0];
         const float *sin = (const float *)esp_tensor_at(a->sin) + t * a->sin->stride[0];
         for (int64_t h = 0; h < a->x->shape[2]; h++) {
-            esp_rows x = head_of(a->x, b, t, h), y = head_of(a->y, b, t, h);
+            esp_rows x = {esp_tensor_head(a->x, b, t, h), 1, D, D, a->x->dtype}, y = {esp_tensor_head(a->y, b, t, h), 1, D, D, a->y->dtype};
             const float *from = esp_row_in(&x, 0, room);
             float *to = esp_row_at(&y, 0, room + D);
             turn(to, from, cos, sin, a->sign, half);

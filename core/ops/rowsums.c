@@ -97,11 +97,6 @@ int esp_row_sums_run(esp_row_sums *r)
 
 /* ---- tiles ---- */
 
-static ESP_SIMD void widen(float *restrict to, const uint16_t *restrict from, int64_t n)
-{
-    for (int64_t i = 0; i < n; i++) to[i] = esp_bf16_to_f32(from[i]);
-}
-
 int64_t esp_row_tile_positions(int64_t channels) { return esp_max_of(1, esp_min(64, TILE / channels)); }
 
 const float *esp_row_tile(const esp_tensor *x, int64_t row, int64_t t, int64_t positions, int64_t c, int64_t n, float *room, int64_t *step)
@@ -111,7 +106,9 @@ const float *esp_row_tile(const esp_tensor *x, int64_t row, int64_t t, int64_t p
         *step = x->stride[1];
         return (const float *)esp_tensor_at(x) + at;
     }
-    for (int64_t p = 0; p < positions; p++) widen(room + p * n, (const uint16_t *)esp_tensor_at(x) + at + p * x->stride[1], n);
+    for (int64_t p = 0; p < positions; p++) {
+        esp_convert(room + p * n, ESP_F32, (const uint16_t *)esp_tensor_at(x) + at + p * x->stride[1], x->dtype, n);
+    }
     *step = n;
     return room;
 }
@@ -139,7 +136,7 @@ static inline __attribute__((always_inline)) void sums_of_group(double *sum, int
     }
 }
 
-static ESP_SIMD void sums_across(double *sum, int64_t stride, const float *x, int64_t step, int64_t positions, int64_t n)
+ESP_SIMD void esp_sums_across(double *sum, int64_t stride, const float *x, int64_t step, int64_t positions, int64_t n)
 {
     int64_t i = 0;
     for (; i + GROUP <= n; i += GROUP) sums_of_group(sum + i, stride, x + i, step, positions, GROUP, 0);
@@ -147,7 +144,7 @@ static ESP_SIMD void sums_across(double *sum, int64_t stride, const float *x, in
     for (; i < n; i++) sums_of_group(sum + i, stride, x + i, step, positions, 1, 0);
 }
 
-static ESP_SIMD void sums_across_bf16(double *sum, int64_t stride, const uint16_t *x, int64_t step, int64_t positions, int64_t n)
+ESP_SIMD void esp_sums_across_bf16(double *sum, int64_t stride, const uint16_t *x, int64_t step, int64_t positions, int64_t n)
 {
     int64_t i = 0;
     for (; i + GROUP <= n; i += GROUP) sums_of_group(sum + i, stride, x + i, step, positions, GROUP, 1);
@@ -155,7 +152,7 @@ static ESP_SIMD void sums_across_bf16(double *sum, int64_t stride, const uint16_
     for (; i < n; i++) sums_of_group(sum + i, stride, x + i, step, positions, 1, 1);
 }
 
-static ESP_SIMD void sums_along(double *sum, int64_t stride, const float *x, int64_t positions)
+ESP_SIMD void esp_sums_along(double *sum, int64_t stride, const float *x, int64_t positions)
 {
     double absolute[LANES] = {0}, plain[LANES] = {0}, square[LANES] = {0};
     int64_t t = 0;
@@ -169,15 +166,3 @@ static ESP_SIMD void sums_along(double *sum, int64_t stride, const float *x, int
     for (int l = 0; t < positions; t++, l++) absolute[l] += fabs((double)x[t]), plain[l] += (double)x[t], square[l] += (double)x[t] * (double)x[t];
     for (int l = 0; l < LANES; l++) sum[0] += absolute[l], sum[stride] += plain[l], sum[2 * stride] += square[l];
 }
-
-void esp_sums_across(double *sum, int64_t stride, const float *x, int64_t step, int64_t positions, int64_t n)
-{
-    sums_across(sum, stride, x, step, positions, n);
-}
-
-void esp_sums_across_bf16(double *sum, int64_t stride, const uint16_t *x, int64_t step, int64_t positions, int64_t n)
-{
-    sums_across_bf16(sum, stride, x, step, positions, n);
-}
-
-void esp_sums_along(double *sum, int64_t stride, const float *x, int64_t positions) { sums_along(sum, stride, x, positions); }

@@ -69,6 +69,12 @@ static inline void *esp_tensor_at(const esp_tensor *t)
     return (char *)t->storage->data + t->offset * esp_dtype_size(t->dtype);
 }
 
+/* The first channel of a head of [batch, positions, heads, channels]. */
+static inline void *esp_tensor_head(const esp_tensor *t, int64_t b, int64_t position, int64_t head)
+{
+    return (char *)esp_tensor_at(t) + (b * t->stride[0] + position * t->stride[1] + head * t->stride[2]) * esp_dtype_size(t->dtype);
+}
+
 /* ---- storage formats (convert.c) ---- */
 
 /* One element; rounding as in copy(). f8 is only loaded. p may be unaligned. */

@@ -1,5 +1,5 @@
-/* The innermost tile of a bf16 product: 12 x 32 sums in registers. One variant for each instruction set (AMX in amx16.c), and a plain one that
- * every machine runs and the others are tested against. */
+/* The innermost tile of a product: 12 x 32 sums. Of bf16 one variant for each instruction set (AMX in amx16.c), and a plain one that every machine runs
+ * and the others are tested against; of f32, for attention, a plain one that is as fast as any. */
 #include "gemm16.h"
 
 enum { ROWS = 12 };
@@ -16,6 +16,8 @@ int esp_kernel16_of_machine(const esp_kernel16 **out)
     return ESP_OK;
 }
 
+/* ---- plain: of pairs of bf16, and of f32 ---- */
+
 static inline float low(uint32_t pair)
 {
     return esp_bf16_to_f32((uint16_t)pair);
@@ -26,59 +28,76 @@ static inline float high(uint32_t pair)
     return esp_bf16_to_f32((uint16_t)(pair >> 16));
 }
 
-/* Sixteen columns as the compiler's vectors, which become what the machine has. Six rows of them fill the registers of AVX2. */
-enum { SPAN = 16, BAND = 6 };
-typedef float floats __attribute__((vector_size(SPAN * 4)));
-typedef uint32_t words __attribute__((vector_size(SPAN * 4)));
+static inline float whole(uint32_t word)
+{
+    float f;
+    memcpy(&f, &word, 4);
+    return f;
+}
 
-/* rows is a constant wherever this is inlined, so the sums stay in registers. */
-static inline __attribute__((always_inline)) void band(const int rows, int64_t pairs, const uint32_t *a, int64_t lda, const uint32_t *b, float *c,
-                                                       int64_t ldc, int n, int add)
+/* Sixteen columns as the compiler's vectors, which become what the machine has. Six rows of them fill the registers of AVX2, and hide the latency of a
+ * sum with AVX-512. */
+enum { SPAN = 16, BAND = 6 };
+typedef float floats __attribute__((vector_size(SPAN * 4), aligned(4), may_alias));
+typedef uint32_t words __attribute__((vector_size(SPAN * 4), aligned(4), may_alias));
+
+/* rows and bf16 are constants wherever this is inlined, so the sums stay in registers. */
+static inline __attribute__((always_inline)) void band(const int rows, const int bf16, int64_t count, const uint32_t *a, int64_t lda, const uint32_t *b,
+                                                       float *c, int64_t ldc, int n, int add)
 {
     floats s[BAND] = {{0}};
-    for (int64_t p = 0; p < pairs; p++) {
-        words both;
-        memcpy(&both, b + p * ESP_TILE_COLS, sizeof both);
-        floats first = (floats)(both << 16), second = (floats)(both & 0xffff0000u);
+    for (int64_t p = 0; p < count; p++) {
+        words w = *(const words *)(b + p * ESP_TILE_COLS);
+        floats first = bf16 ? (floats)(w << 16) : (floats)w, second = (floats)(w & 0xffff0000u);
 #pragma GCC unroll 6
-        for (int i = 0; i < rows; i++) s[i] += low(a[i * lda + p]) * first;
+        for (int i = 0; i < rows; i++) s[i] += (bf16 ? low(a[i * lda + p]) : whole(a[i * lda + p])) * first;
 #pragma GCC unroll 6
-        for (int i = 0; i < rows; i++) s[i] += high(a[i * lda + p]) * second;
+        for (int i = 0; bf16 && i < rows; i++) s[i] += high(a[i * lda + p]) * second;
     }
 #pragma GCC unroll 6
     for (int i = 0; i < rows; i++) {
-        float sum[SPAN];
-        memcpy(sum, &s[i], sizeof sum);
-        for (int j = 0; j < n; j++) c[i * ldc + j] = add ? c[i * ldc + j] + sum[j] : sum[j];
+        float *to = c + i * ldc;
+        if (n == SPAN && add) *(floats *)to += s[i];
+        else if (n == SPAN) *(floats *)to = s[i];
+        else for (int j = 0; j < n; j++) to[j] = add ? to[j] + s[i][j] : s[i][j];
+    }
+}
+
+static inline __attribute__((always_inline)) void plain(const int bf16, int64_t count, const uint32_t *a, int64_t lda, const uint32_t *b, float *c,
+                                                        int64_t ldc, int m, int n, int add)
+{
+    for (int j = 0; j < n; j += SPAN) {
+        int cols = n - j < SPAN ? n - j : SPAN;
+        for (int i = 0; i < m; i += BAND) {
+#define CASE(r) case r: band(r, bf16, count, a + i * lda, lda, b + j, c + i * ldc + j, ldc, cols, add); break;
+            switch (m - i < BAND ? m - i : BAND) {
+            CASE(1) CASE(2) CASE(3) CASE(4) CASE(5) CASE(6)
+            }
+#undef CASE
+        }
     }
 }
 
 static ESP_SIMD void tile_generic(int64_t pairs, const uint32_t *a, int64_t lda, const uint32_t *b, float *c, int64_t ldc, int m, int n, int add)
 {
-    for (int i = 0; i < m; i += BAND) {
-        for (int j = 0; j < n; j += SPAN) {
-            const uint32_t *x = a + i * lda;
-            float *y = c + i * ldc + j;
-            int cols = n - j < SPAN ? n - j : SPAN;
-            switch (m - i) {
-            case 1: band(1, pairs, x, lda, b + j, y, ldc, cols, add); break;
-            case 2: band(2, pairs, x, lda, b + j, y, ldc, cols, add); break;
-            case 3: band(3, pairs, x, lda, b + j, y, ldc, cols, add); break;
-            case 4: band(4, pairs, x, lda, b + j, y, ldc, cols, add); break;
-            case 5: band(5, pairs, x, lda, b + j, y, ldc, cols, add); break;
-            default: band(BAND, pairs, x, lda, b + j, y, ldc, cols, add);
-            }
-        }
-    }
+    plain(1, pairs, a, lda, b, c, ldc, m, n, add);
 }
 const esp_kernel16 esp_kernel16_generic = {ROWS, tile_generic, nothing, nothing};
+
+static ESP_SIMD void tile_f32(int64_t numbers, const uint32_t *a, int64_t lda, const uint32_t *b, float *c, int64_t ldc, int m, int n, int add)
+{
+    plain(0, numbers, a, lda, b, c, ldc, m, n, add);
+}
+const esp_kernel16 esp_kernel32 = {ROWS, tile_f32, nothing, nothing};
+
+/* ---- and their transposition ---- */
 
 static ESP_SIMD void transpose_generic(uint32_t *restrict to, int64_t ldt, const uint32_t *restrict from, int64_t ldf)
 {
     for (int c = 0; c < 16; c++) for (int r = 0; r < 16; r++) to[c * ldt + r] = from[r * ldf + c];
 }
 
-#if ESP_HAVE_AVX512_BF16
+#if ESP_HAVE_X86
 #include <immintrin.h>
 
 /* rows is a constant wherever this is inlined, so the sums stay in registers. */
