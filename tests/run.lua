@@ -2,7 +2,7 @@
 --
 --   build/espalier tests/run.lua [part of a spec's name ...]
 --
--- A spec gets `t` as `...`: t.test(name, fn), t.equal, t.near, t.ok, t.fails, t.skip, t.shared(path), t.folder(), t.read, t.write, t.root.
+-- A spec gets `t` as `...`: t.test(name, fn), t.equal, t.near, t.ok, t.fails, t.skip, t.little, t.shared(path), t.folder(), t.read, t.write, t.root.
 
 local root = debug.getinfo(1, "S").source:match "^@(.*)tests/run%.lua$" or ""
 if root == "" then root = "./" end
@@ -30,6 +30,16 @@ end
 
 local function plain(v)
   return tensor.is(v) and v:table() or v
+end
+
+--- The `bytes` bytes of a whole number, the lowest first.
+function t.little(n, bytes)
+  local out = {}
+  for i = 1, bytes do
+    out[i] = string.char(n % 256)
+    n = math.floor(n / 256)
+  end
+  return table.concat(out)
 end
 
 function t.ok(condition, what)

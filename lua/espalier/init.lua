@@ -12,7 +12,7 @@ local functions = {
   mask = { "prune.mask", "mask" }, search = { "search", "search" },
   distill = { "distill", "distill" }, train = { "distill", "train" }, evaluate = { "eval", "evaluate" },
   sweep = { "sweep", "sweep" }, options = { "options", "parse" },
-  scope = { "tape", "scope" }, checkpoint = { "tape", "checkpoint" }, no_grad = { "tape", "no_grad" },
+  scope = { "scope", "run" }, checkpoint = { "tape", "checkpoint" }, no_grad = { "tape", "no_grad" },
 }
 esp.functions = functions
 

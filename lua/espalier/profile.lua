@@ -6,7 +6,7 @@ local core = require "espalier.ffi"
 local tensor = require "espalier.tensor"
 local quantity = require "espalier.quantity"
 local fail = require "espalier.fail"
-require "espalier.tape"        -- its hook on new tensors is there before ours
+require "espalier.scope"       -- its hook on new tensors is there before ours
 
 local C = core.C
 local Profile = {}

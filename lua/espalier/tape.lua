@@ -6,6 +6,7 @@
 
 local core = require "espalier.ffi"
 local tensor = require "espalier.tensor"
+local scope = require "espalier.scope"
 local fail = require "espalier.fail"
 
 local cops = core.ops
@@ -242,7 +243,7 @@ local checkpoint_row = { name = "checkpoint" }
 
 function checkpoint_row.forward(inputs, extra)
   -- Its insides go at once, not when an outer scope ends.
-  return with_recording(false, tape.scope, extra.fn, inputs[1], unpack(extra.args, 1, extra.args.n))
+  return with_recording(false, scope.run, extra.fn, inputs[1], unpack(extra.args, 1, extra.args.n))
 end
 
 function checkpoint_row.backward(dy, node)
@@ -263,69 +264,6 @@ function tape.checkpoint(fn, x, ...)
   local root = tape.detach(x)
   root.requires_grad = true
   return (tape.apply(checkpoint_row, { n = 1, root }, extra))
-end
-
--- ---- scopes ----
-
-local scopes = {}
-
-tensor.on_new = function(t)
-  local top = scopes[#scopes]
-  if top then top[#top + 1] = t end
-end
-
--- Everything that the results stand on: tensors in tables to depth 3, and the graphs behind them.
-local function mark(value, keep, depth)
-  if type(value) ~= "table" or keep[value] then return end
-  keep[value] = true
-  if tensor.is(value) then
-    if value.grad then keep[value.grad] = true end
-    local node = value.node
-    if node then
-      for i = 1, node.inputs.n do mark(node.inputs[i], keep, depth) end
-      for _, t in pairs(node.saved or {}) do mark(t, keep, depth) end
-    end
-  elseif depth < 3 then
-    for _, v in pairs(value) do mark(v, keep, depth + 1) end
-  end
-end
-
-local function leave(height, ok, ...)
-  local own = scopes[height]
-  for i = #scopes, height, -1 do scopes[i] = nil end
-  local keep = {}
-  if ok then for i = 1, select("#", ...) do mark((select(i, ...)), keep, 0) end end
-  local outer = scopes[height - 1]
-  for _, t in ipairs(own) do
-    if t.kept or keep[t] then
-      if outer and not t.kept then outer[#outer + 1] = t end
-    else
-      t:free()
-    end
-  end
-  if not ok then error((...), 0) end
-  return ...
-end
-
---- Runs fn(...) and frees every tensor that it made and did not return (directly or in tables, with the graphs behind them); gradients of
--- leaves and what t:keep() marked stay. Also where fn fails.
-function tape.scope(fn, ...)
-  local height = #scopes + 1
-  scopes[height] = {}
-  return leave(height, pcall(fn, ...))
-end
-
-local function put_back(saved, ok, ...)
-  scopes = saved
-  if not ok then error((...), 0) end
-  return ...
-end
-
---- Runs fn(...) as if no scope were open: what it makes belongs to its holder.
-function tape.outside_scopes(fn, ...)
-  local saved = scopes
-  scopes = {}
-  return put_back(saved, pcall(fn, ...))
 end
 
 -- ---- methods ----

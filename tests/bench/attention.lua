@@ -7,6 +7,7 @@
 local esp = require "espalier"
 local tensor = require "espalier.tensor"
 local core = require "espalier.ffi"
+local median = require "median"
 local c, C = core.ops, core.C
 
 local opt = esp.options(..., { ["repeat"] = { "int", default = 5 }, only = { "string", default = "" } })
@@ -26,8 +27,7 @@ local function seconds(fn)
     fn()
     if i > 0 then times[i] = C.esp_clock() - start end
   end
-  table.sort(times)
-  return times[math.floor(#times / 2) + 1]
+  return (median(times))
 end
 
 local function normal(dtype, seed, ...)

@@ -10,6 +10,7 @@
 
 local esp = require "espalier"
 local C = esp.ffi.C
+local median = require "median"
 
 local opt = esp.options(..., {
   work = { "string", default = "kd", one_of = { "kd", "calibrate", "eval", "decode", "bandwidth", "peak", "views" } },
@@ -118,17 +119,16 @@ function work.views()
     ratios[#ratios + 1] = copied / own
     return own
   end)
-  table.sort(ratios)
-  return times, size.batch * size.seq, { of_dense = ratios[math.floor(#ratios / 2) + 1] }
+  return times, size.batch * size.seq, { of_dense = (median(ratios)) }
 end
 
 if opt.profile then
   print(esp.profile(work.kd))
 else
   local times, tokens, more = work[opt.work]()
-  table.sort(times)
   local line = more or {}
-  line.tokens_per_s, line.best = tokens / times[math.floor(#times / 2) + 1], tokens / times[1]
+  local middle, least = median(times)
+  line.tokens_per_s, line.best = tokens / middle, tokens / least
   line.peak_mb = (tonumber(C.esp_rss_peak()) - before) / 1e6
   print(esp.io.json.encode(line))
 end

@@ -8,6 +8,7 @@
 local esp = require "espalier"
 local file, json, process = esp.io.file, esp.io.json, esp.io.process
 local C = esp.ffi.C
+local median = require "median"
 
 local opt = esp.options(..., {
   shapes = { "list", default = { "15m", "110m" } }, works = { "list", default = { "kd", "calibrate", "eval" } },
@@ -46,13 +47,6 @@ local function theirs(work, shape, mode)
   if file.kind(opt.torch) ~= "file" then return nil, "there is no " .. opt.torch end
   return measured { "/usr/bin/env", opt.python, opt.torch, "--shape", shape, "--mode", mode, "--work", work, "--steps", tostring(opt.steps),
     "--threads", tostring(C.esp_threads()) }
-end
-
-local function median(list)
-  local sorted = { unpack(list) }
-  table.sort(sorted)
-  local n = #sorted
-  return (sorted[math.ceil(n / 2)] + sorted[math.floor(n / 2) + 1]) / 2, sorted[1], sorted[n]
 end
 
 local function spread(list, form)

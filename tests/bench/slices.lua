@@ -6,6 +6,7 @@
 local esp = require "espalier"
 local slices = require "espalier.prune.slice"
 local C = esp.ffi.C
+local median = require "median"
 
 local opt = esp.options(..., { rounds = { "int", default = 3 } })
 local shape = { hidden = 768, ffn = 2048, layers = 12, heads = 12, kv_heads = 12, head_dim = 64, vocab = 32000, context = 1024, norm_eps = 1e-5,
@@ -29,11 +30,6 @@ local function seconds(fn)
   local start = C.esp_clock()
   fn()
   return C.esp_clock() - start
-end
-
-local function median(list)
-  table.sort(list)
-  return list[math.floor((#list + 1) / 2)]
 end
 
 for _, cut in ipairs(cuts) do

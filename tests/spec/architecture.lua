@@ -7,7 +7,7 @@ local file = require("espalier").io.file
 local rows = {
   { "fail", "ffi", "quantity", "options" },
   { "tensor", "io", "find", "progress", "budget" },
-  { "tape", "grad", "ops", "product", "profile" },
+  { "scope", "tape", "grad", "ops", "product", "profile" },
   { "models.shape", "nn", "loss", "optim", "schedule", "tokenizer", "data", "eval.tokens" },
   { "models", "lineage.store", "eval", "importance", "run" },
   { "export", "prune", "plan", "distill", "lineage", "report", "sweep.summary" },

@@ -9,14 +9,7 @@ local file = esp.io.file
 
 -- ---- a file by hand ----
 
-local function le(n, bytes)
-  local out = {}
-  for i = 1, bytes do
-    out[i] = string.char(n % 256)
-    n = math.floor(n / 256)
-  end
-  return table.concat(out)
-end
+local le = t.little
 local function u32(n) return le(n, 4) end
 local function u64(n) return le(n, 8) end
 local function text(s) return u64(#s) .. s end

@@ -6,7 +6,7 @@ local t = ...
 local esp = require "espalier"
 local file, process = esp.io.file, esp.io.process
 
-local SIZE = 4e6
+local SIZE, little = 4e6, t.little
 
 -- Opens arg[2] as what arg[1] says; prints the bytes taken and what it said.
 local child = [[
@@ -53,15 +53,6 @@ local function number(before, pattern, after)
     bytes, i = bytes + #out[i + 1] + 1, i + 1
   end
   return before .. table.concat(out, ",") .. after
-end
-
-local function little(n, bytes)
-  local out = {}
-  for i = 1, bytes do
-    out[i] = string.char(n % 256)
-    n = math.floor(n / 256)
-  end
-  return table.concat(out)
 end
 
 local function safetensors(header) return little(#header, 8) .. header end

@@ -6,14 +6,7 @@ local tensor = require "espalier.tensor"
 local file = esp.io.file
 local safetensors, shards = esp.io.safetensors, require "espalier.io.shards"
 
-local function length(n)
-  local bytes = {}
-  for i = 1, 8 do
-    bytes[i] = string.char(n % 256)
-    n = math.floor(n / 256)
-  end
-  return table.concat(bytes)
-end
+local function length(n) return t.little(n, 8) end
 
 -- A file of a header and n bytes of data.
 local function whole(header, n)

@@ -2,13 +2,13 @@
 
 local core = require "espalier.ffi"
 local tensor = require "espalier.tensor"
-local tape = require "espalier.tape"
+local scope = require "espalier.scope"
 
 local Growing = {}
 Growing.__index = Growing
 
 local function make(room, dtype)
-  return tape.outside_scopes(tensor.new, { room }, dtype)
+  return scope.outside(tensor.new, { room }, dtype)
 end
 
 --- kind: "i32", "u8", "f64", or "u64" (which no tensor is: it lives in the bytes of an f64 one). g.count, g.p: pointer to the first number.

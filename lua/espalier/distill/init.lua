@@ -1,6 +1,6 @@
 --- Retraining: esp.distill (teacher and student) and esp.train (cross-entropy alone).
 
-local tape = require "espalier.tape"
+local scope = require "espalier.scope"
 local file = require "espalier.io.file"
 local loop = require "espalier.distill.loop"
 local losses = require "espalier.loss"
@@ -88,7 +88,7 @@ local function run(what, o, student)
   end
   local model = student:clone()
   if o.teacher then o.teacher = o.teacher:in_precision(o.precision) end
-  local ok, metrics, evaluations = pcall(tape.outside_scopes, loop.run, o, model:in_precision(o.precision), store)
+  local ok, metrics, evaluations = pcall(scope.outside, loop.run, o, model:in_precision(o.precision), store)
   if not ok then
     if store then store:close() end
     error(metrics, 0)

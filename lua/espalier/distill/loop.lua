@@ -5,6 +5,7 @@
 
 local tensor = require "espalier.tensor"
 local tape = require "espalier.tape"
+local scope = require "espalier.scope"
 local core = require "espalier.ffi"
 local head = require "espalier.loss.head"
 local adamw = require("espalier.optim").adamw
@@ -28,15 +29,13 @@ end
 -- States (hidden [N,C], and the head as it is packed for this step) of a model at a part of a step's rows.
 local function states_of(model, b, packed)
   local h = model:forward(b.ids, { first = b.first })
-  local states = model:states(h:view(h.shape[1] * h.shape[2], h.shape[3]))
-  states.packed = packed
-  return states
+  return model:states(h:view(h.shape[1] * h.shape[2], h.shape[3]), packed)
 end
 
 -- Forward and backward of one part of a step's rows; counts are those of the whole step. Returns the loss's share.
 local function micro_step(o, model, b, counts, heads)
-  return tape.scope(function()
-    local teacher = o.teacher and tape.no_grad(tape.scope, states_of, o.teacher, b, heads.teacher)
+  return scope.run(function()
+    local teacher = o.teacher and tape.no_grad(scope.run, states_of, o.teacher, b, heads.teacher)
     local states = states_of(model, b, heads.student)
     local loss, exact = head.loss { states = states, target = tensor.view(b.target, { b.target:count() }), valid = b.valid,
       positions = math.max(1, counts.positions), predictions = math.max(1, counts.predictions), loss = o.loss, teacher = teacher,
@@ -93,7 +92,7 @@ function M.run(o, model, store)
   if o.held_out and not evaluations[0] then evaluations[0] = done == 0 and evaluate(o, model, 0, store) or nil end
   if host then host.gentle(true) end
   for step = done + 1, o.steps do
-    local ok, record = pcall(tape.scope, one_step, o, model, optimizer, step)
+    local ok, record = pcall(scope.run, one_step, o, model, optimizer, step)
     if not ok then
       if host then host.gentle(false) end
       bar:stop()

@@ -1,6 +1,7 @@
 --- Scoring a model on held-out text: NLL with an interval over documents.
 
 local tape = require "espalier.tape"
+local scope = require "espalier.scope"
 local core = require "espalier.ffi"
 local tokens = require "espalier.eval.tokens"
 local product = require "espalier.product"
@@ -19,19 +20,14 @@ function M.by_document(model, data, batch, teacher, after)
   data:use(model, "esp.evaluate")
   local lists, seconds = { nll = {}, predictions = {}, kl = {}, positions = {} }, 0
   local packed, teacher_packed = head.pack(model:states()), teacher and head.pack(teacher:states())
-  local function states_of(m, hidden, its_head)
-    local states = m:states(hidden)
-    states.packed = its_head
-    return states
-  end
   for at = 0, data:rows() - 1, batch do
-    tape.no_grad(tape.scope, function()
+    tape.no_grad(scope.run, function()
       local b = data:batch(at, math.min(batch, data:rows() - at))
       local start = C.esp_clock()
       local h = model:forward(b.ids, { first = b.first })
       seconds = seconds + C.esp_clock() - start
-      local full = teacher and states_of(teacher, teacher:forward(b.ids, { first = b.first }), teacher_packed)
-      local nll, kl = tokens.nll_and_kl(states_of(model, h, packed), b.target, full)
+      local full = teacher and teacher:states(teacher:forward(b.ids, { first = b.first }), teacher_packed)
+      local nll, kl = tokens.nll_and_kl(model:states(h, packed), b.target, full)
       tokens.add_by_document(lists, nll, kl, b.target, b.first)
     end)
     if after then after(math.min(at + batch, data:rows())) end

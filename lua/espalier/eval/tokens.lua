@@ -3,6 +3,7 @@
 
 local tensor = require "espalier.tensor"
 local tape = require "espalier.tape"
+local scope = require "espalier.scope"
 local core = require "espalier.ffi"
 local product = require "espalier.product"
 local head = require "espalier.loss.head"
@@ -45,7 +46,7 @@ end
 
 -- What nll_and_kl and compare share; changes: also the lengths of changes of logits.
 local function measure(states, target, full, changes)
-  return tape.no_grad(tape.scope, function()
+  return tape.no_grad(scope.run, function()
     local count = target:count()
     local labels, ones = tensor.view(target, { count }), tensor.full({ count }, 1)
     local v = { nll = tensor.new { count }, kl = full and tensor.new { count }, logits = changes and tensor.new { count },
@@ -64,9 +65,8 @@ local function measure(states, target, full, changes)
   end)
 end
 
---- nll, kl: f32 [N]; kl is nil without `full`. states: { hidden [B,T,C], weight [V,C], cap } (model:states; packed: as head.pack gives it, where many
--- calls share it) of the model scored; target:
--- i32 [B,T], -1 where there is nothing to predict (nll 0 there); full: the states of the fuller model: kl = KL(full || model), in nats.
+--- nll, kl: f32 [N]; kl is nil without `full`. states: of model:states(hidden [B,T,C]) of the model scored; target: i32 [B,T], -1 where there is
+-- nothing to predict (nll 0 there); full: the states of the fuller model: kl = KL(full || model), in nats.
 function M.nll_and_kl(states, target, full)
   local v = measure(states, target, full)
   return v.nll, v.kl

@@ -4,6 +4,7 @@ local tensor = require "espalier.tensor"
 local lazy = require "espalier.tensor.lazy"
 local models = require "espalier.models.model"
 local tape = require "espalier.tape"
+local scope = require "espalier.scope"
 local ops = require "espalier.ops"
 local bounded = require "espalier.models.bounded"
 local safetensors = require "espalier.io.safetensors"
@@ -41,18 +42,18 @@ function M.batch(model, context)
 end
 
 local function largest(t)
-  return tape.no_grad(tape.scope, function() return (t:abs():view(-1):max(0)):item() end)
+  return tape.no_grad(scope.run, function() return (t:abs():view(-1):max(0)):item() end)
 end
 
 --- Logits [rows, positions, vocab] of a batch, in bounded memory: the weights of one block at a time, the head in slices.
 function M.logits(model, rows)
   local V, out = model.shape.vocab, nil
-  tape.no_grad(tape.scope, function()
+  tape.no_grad(scope.run, function()
     local h = bounded.hidden(model, rows)
     local B, T = h.shape[1], h.shape[2]
-    out = tape.outside_scopes(tensor.new, { B, T, V })
+    out = scope.outside(tensor.new, { B, T, V })
     for from, weight in bounded.head(model) do
-      tape.scope(function() tensor.narrow(out, 2, from, weight.shape[1]):copy_from(model:project(h, weight)) end)
+      scope.run(function() tensor.narrow(out, 2, from, weight.shape[1]):copy_from(model:project(h, weight)) end)
     end
   end)
   return out
@@ -61,7 +62,7 @@ end
 --- Mean negative log-likelihood of the next ids of the rows, nats, from the logits of all positions.
 function M.nll(logits, rows)
   local total, count = 0, 0
-  tape.no_grad(tape.scope, function()
+  tape.no_grad(scope.run, function()
     local p, V = ops.log_softmax(logits):data(), logits.shape[3]
     for b, row in ipairs(rows) do
       for t = 1, #row - 1 do

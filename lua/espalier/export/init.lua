@@ -4,7 +4,7 @@
 -- files = { name = XXH3 } }, README.md (card.lua) and probe.safetensors (contract.lua).
 
 local core = require "espalier.ffi"
-local tape = require "espalier.tape"
+local scope = require "espalier.scope"
 local lazy = require "espalier.tensor.lazy"
 local file = require "espalier.io.file"
 local json = require "espalier.io.json"
@@ -91,7 +91,7 @@ local function save_folder(model, dir, opt)
   file.make(part)
   opt.twin = opt.padded and require("espalier.export.padded").twin(model) or model
   if opt.padded then notes[1] = "layers that differed in width are padded with zeros to the widest" end
-  local ok, facts = pcall(tape.scope, write_folder, model, part, opt, notes)
+  local ok, facts = pcall(scope.run, write_folder, model, part, opt, notes)
   if not ok then
     file.remove(part)
     error(facts, 0)
@@ -108,7 +108,7 @@ local function save_gguf(model, path, opt)
   if file.kind(path) == "folder" then fail("save: %s is a folder; name a file", path) end
   -- Its name ends in .gguf too, so that it is opened as what it is.
   local part = path:gsub("%.gguf$", "") .. ".part-" .. core.C.esp_process_id() .. ".gguf"
-  local ok, facts = pcall(tape.scope, function()
+  local ok, facts = pcall(scope.run, function()
     plan:write(part)
     local reopened = require("espalier.models.gguf").load(part)
     return (contract.prove(model, plan:rounded(), reopened, { context = plan.shape.context }))

@@ -8,6 +8,7 @@
 local tensor = require "espalier.tensor"
 local lazy = require "espalier.tensor.lazy"
 local tape = require "espalier.tape"
+local scope = require "espalier.scope"
 local shapes = require "espalier.models.shape"
 local models = require "espalier.models.model"
 local fail = require "espalier.fail"
@@ -75,7 +76,7 @@ function M.twin(model)
     fail("save: this model norms queries and keys over all heads at once, so that heads of zeros change what it computes; it has no padded twin")
   end
   local weights, own = {}, model:parameters()
-  tape.no_grad(tape.outside_scopes, function()
+  tape.no_grad(scope.outside, function()
     for _, want in ipairs(shapes.tensors(u)) do
       local t = own[want.name]
       if lazy.is(t) then t = lazy.load(t) end

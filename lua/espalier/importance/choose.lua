@@ -2,6 +2,7 @@
 
 local tensor = require "espalier.tensor"
 local tape = require "espalier.tape"
+local scope = require "espalier.scope"
 local ops = require "espalier.ops"
 local core = require "espalier.ffi"
 local fail = require "espalier.fail"
@@ -29,7 +30,7 @@ end
 
 --- Indices of scores (a tensor or a list), from 0, from the highest score; ties by the index.
 function M.order(scores)
-  return tape.no_grad(tape.scope, function()
+  return tape.no_grad(scope.run, function()
     local _, index = ordered(scores)
     return index:table()
   end)
@@ -37,7 +38,7 @@ end
 
 --- The n best of scores: indices from 0, ascending.
 function M.best(scores, n)
-  return tape.no_grad(tape.scope, function()
+  return tape.no_grad(scope.run, function()
     local p, _, count = ordered(scores)
     local mark = core.new("uint8_t[?]", count)
     for i = 0, n - 1 do mark[p[i]] = 1 end

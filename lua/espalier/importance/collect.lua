@@ -3,6 +3,7 @@
 local core = require "espalier.ffi"
 local tensor = require "espalier.tensor"
 local tape = require "espalier.tape"
+local scope = require "espalier.scope"
 local ops = require "espalier.ops"
 local shapes = require "espalier.models.shape"
 
@@ -35,7 +36,7 @@ end
 function Collector:root(l, w, width)
   local key = l .. "." .. width
   if not self.roots[key] then
-    self.roots[key] = tape.outside_scopes(tensor.new, { w.shape[2] / width, width, width })
+    self.roots[key] = scope.outside(tensor.new, { w.shape[2] / width, width, width })
     c.gram_root(self.roots[key].c, w.c, width)
   end
   return self.roots[key].c
@@ -99,8 +100,8 @@ end
 -- Where the residual stream into layer l (L: out of the last) is kept until the batch ends.
 function Collector:keep(l, x)
   local L = self.stats.shape.layers
-  self.all = self.all or tape.outside_scopes(tensor.new, { L + 1, x.shape[1], x.shape[2], x.shape[3] }, x.dtype)
-  self.streams[l] = tape.outside_scopes(tensor.select, self.all, 0, l)
+  self.all = self.all or scope.outside(tensor.new, { L + 1, x.shape[1], x.shape[2], x.shape[3] }, x.dtype)
+  self.streams[l] = scope.outside(tensor.select, self.all, 0, l)
   self.streams[l]:copy_from(x)
 end
 
@@ -109,7 +110,7 @@ function Collector:stream(site, l, x)
   if site == "in" then
     self:keep(l, x)
   elseif site == "mid" then
-    self.mid = tape.outside_scopes(tensor.clone, x)
+    self.mid = scope.outside(tensor.clone, x)
     self:part(l, 0, self.streams[l], x)
   elseif site == "out" then
     self:part(l, 1, self.mid, x)
@@ -143,7 +144,7 @@ function Collector:observer(batch)
   self.batch, self.lengths, self.streams, self.watched = batch, batch.lengths and batch.lengths.c or nil, {}, {}
   return function(site, l, x)
     -- What a sum reads goes at once; the model's own tensors are not made here.
-    tape.no_grad(tape.scope, self.see, self, site, l, x)
+    tape.no_grad(scope.run, self.see, self, site, l, x)
     if self.grads then
       -- Every gradient asked for lies behind the stream into the first layer.
       if site == "in" and not x.node then self.leaf = x:requires_grad_() end

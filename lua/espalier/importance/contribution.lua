@@ -7,6 +7,7 @@
 local core = require "espalier.ffi"
 local tensor = require "espalier.tensor"
 local tape = require "espalier.tape"
+local scope = require "espalier.scope"
 local batches = require "espalier.importance.batches"
 local choose = require "espalier.importance.choose"
 local gently = require "espalier.importance.gently"
@@ -74,9 +75,9 @@ local function one_round(job, stop, tick)
   local source, done = batches.of(job.data, job.opt.batch), 0
   for _, layer in pairs(job.layers) do layer.sums:fill(0) end
   for batch in source.next do
-    tape.no_grad(tape.scope, function()
+    tape.no_grad(scope.run, function()
       job.model:forward(batch.ids, { first = batch.first, observe = function(site, l, x)
-        if site == "ffn" then tape.scope(observe, job.layers[l], x, batch.lengths) end
+        if site == "ffn" then scope.run(observe, job.layers[l], x, batch.lengths) end
       end })
     end)
     done = done + batch.ids.shape[1]
@@ -115,7 +116,7 @@ end
 function M.contribution(model, data, opt)
   opt = check(model, data, opt)
   local job = { model = opt.precision and model:in_precision(opt.precision) or model, data = batches.bind(model, data), opt = opt, layers = {} }
-  tape.no_grad(tape.outside_scopes, function()
+  tape.no_grad(scope.outside, function()
     for l = 0, model.shape.layers - 1 do if shapes.at(model.shape, "ffn", l) > 0 then job.layers[l] = layer_of(model, l) end end
   end)
   if not next(job.layers) then fail "contribution: no layer has an MLP" end

@@ -7,6 +7,7 @@
 local core = require "espalier.ffi"
 local tensor = require "espalier.tensor"
 local tape = require "espalier.tape"
+local scope = require "espalier.scope"
 local tokens = require "espalier.eval.tokens"
 local fail = require "espalier.fail"
 
@@ -62,7 +63,7 @@ end
 -- full model's last hidden state; sums: f64 [2, #list, columns]. stop() (or nil) is asked after each candidate; yes raises M.stopped.
 function M.scan(model, batch, streams, full, list, sums, out, stop)
   for i, candidate in ipairs(list) do
-    tape.no_grad(tape.scope, function()
+    tape.no_grad(scope.run, function()
       local skip = M.skip(out, candidate)
       -- Whole layers that are out need not be walked through.
       local start = candidate.part == "layer" and candidate.first + candidate.n or candidate.first
@@ -92,7 +93,7 @@ end
 function M.task(model, list, task, out, after)
   local scores = {}
   for i, candidate in ipairs(list) do
-    scores[i] = tape.no_grad(tape.scope, task, M.without(model, M.skip(out, candidate)))
+    scores[i] = tape.no_grad(scope.run, task, M.without(model, M.skip(out, candidate)))
     if type(scores[i]) ~= "number" or scores[i] ~= scores[i] then
       fail("task: it gave %s with layer %d left out, want a number", tostring(scores[i]), candidate.first)
     end

@@ -2,6 +2,7 @@
 
 local tensor = require "espalier.tensor"
 local tape = require "espalier.tape"
+local scope = require "espalier.scope"
 local batches = require "espalier.importance.batches"
 local depth = require "espalier.importance.depth"
 local show = require "espalier.importance.show"
@@ -27,7 +28,7 @@ local measures = {
 -- Residual streams of the model with `out` left out, and the full model's last hidden state.
 local function streams_of(model, batch, out)
   local streams = {}
-  local function observe(site, l, x) if site == "in" then streams[l] = tape.outside_scopes(tensor.clone, x) end end
+  local function observe(site, l, x) if site == "in" then streams[l] = scope.outside(tensor.clone, x) end end
   local last = model:forward(batch.ids, { first = batch.first, skip = out, observe = observe })
   -- A layer that is out passes its input on.
   for l = model.shape.layers - 1, 0, -1 do streams[l] = streams[l] or streams[l + 1] end
@@ -55,7 +56,7 @@ local function scan(model, data, opt, list, out, bar, stop)
   if opt.metric == "task" then return scan_task(model, opt, list, out, bar, stop) end
   local sums, source, done, stopped = tensor.zeros({ 2, #list, depth.columns }, "f64"), batches.of(data, opt.batch), 0, false
   for batch in source.next do
-    local ok, problem = pcall(tape.no_grad, tape.scope, function()
+    local ok, problem = pcall(tape.no_grad, scope.run, function()
       local streams, full = streams_of(model, batch, out)
       local own = tensor.zeros(sums.shape, "f64")
       local fine, why = pcall(depth.scan, model, batch, streams, full, list, own, out, stop)

@@ -1,7 +1,7 @@
 --- Statistics of shards of data put together, and taken apart by halves: what may be done with the sums of each name.
 
 local tensor = require "espalier.tensor"
-local tape = require "espalier.tape"
+local scope = require "espalier.scope"
 local statistics = require "espalier.importance.statistics"
 local shapes = require "espalier.models.shape"
 local fail = require "espalier.fail"
@@ -66,7 +66,7 @@ function M.merge(self, other)
   for h = 1, 2 do
     for what, n in pairs(self.counts[h]) do both.counts[h][what] = n + other.counts[h][what] end
   end
-  tape.outside_scopes(statistics.each_place, self, function(place, at)
+  scope.outside(statistics.each_place, self, function(place, at)
     for name, a in pairs(place) do
       local rule = rule_of(self, name)
       if rule == "same" then at(both)[name] = a elseif rule ~= "whole" then at(both)[name] = combine(rule, a, at(other)[name]) end
@@ -82,7 +82,7 @@ function M.half(self, h)
   local half = statistics.new(self.shape, facts)
   half.model = self.model
   for what, n in pairs(self.counts[h + 1]) do half.counts[h + 1][what] = n end
-  tape.outside_scopes(statistics.each_place, self, function(place, at)
+  scope.outside(statistics.each_place, self, function(place, at)
     for name, t in pairs(place) do
       local rule = rule_of(self, name)
       if rule == "same" then

@@ -6,6 +6,7 @@
 local core = require "espalier.ffi"
 local tensor = require "espalier.tensor"
 local tape = require "espalier.tape"
+local scope = require "espalier.scope"
 local statistics = require "espalier.importance.statistics"
 local batches = require "espalier.importance.batches"
 local collect = require "espalier.importance.collect"
@@ -41,7 +42,7 @@ local function one_batch(job, batch)
   for _, scan in ipairs(job.depth and job.depth.scans or {}) do
     local sums = stats.left_out[scan.key]
     if not sums then
-      sums = tape.outside_scopes(tensor.zeros, { 2, #scan.candidates, depth.columns }, "f64")
+      sums = scope.outside(tensor.zeros, { 2, #scan.candidates, depth.columns }, "f64")
       stats.left_out[scan.key] = sums
     end
     depth.scan(model, batch, collector.streams, hidden, scan.candidates, sums)
@@ -73,7 +74,7 @@ local function go_on(job, source)
   local digest, at = "", 0
   while at < known[1].rows do
     local n = math.min(64, known[1].rows - at)
-    digest = tape.scope(function() return batches.digest(digest, source.read(at, n)) end)
+    digest = scope.run(function() return batches.digest(digest, source.read(at, n)) end)
     at = at + n
   end
   if digest ~= known[1].digest then fail("measure: the first %d rows of %s are of other data; name another file or remove it", at, out) end
@@ -102,7 +103,7 @@ local function run_task(job, stop)
       return stopped
     end)
     if #scores == #scan.candidates then
-      job.stats.left_out[scan.key .. ".task"] = tape.outside_scopes(tensor.of, scores, { dtype = "f64" })
+      job.stats.left_out[scan.key .. ".task"] = scope.outside(tensor.of, scores, { dtype = "f64" })
       job.stats.known_hash = nil
     end
     if stopped and done < total then
@@ -126,7 +127,7 @@ local function walk(job, source, stop)
   local bar, stopped = progress.new { label = "measure", total = source.rows, done = at, quiet = opt.quiet, after = 2 }, false
   for step = 1, count do
     local n = math.min(opt.batch, source.rows - at)
-    tape.scope(function()
+    scope.run(function()
       local batch = source.read(at, n)
       local ok, problem = pcall(one_batch, job, batch)
       job.collector:done()

@@ -2,6 +2,7 @@
 -- kept indices ascend.
 
 local tape = require "espalier.tape"
+local scope = require "espalier.scope"
 local choose = require "espalier.importance.choose"
 local score = require "espalier.importance.score"
 local sets = require "espalier.importance.sets"
@@ -85,7 +86,7 @@ end
 
 --- Scores along an axis (of layer l for ffn and heads), a list of numbers; NaN is an error. model: for metrics that read weights.
 function Ranking:scores(axis, l, model)
-  return tape.no_grad(tape.scope, function() return self:ask(axis, l, model):table() end)
+  return tape.no_grad(scope.run, function() return self:ask(axis, l, model):table() end)
 end
 
 --- Every axis in the order of importance, the highest first: the same sets as kept() gives, before they are cut short. heads stand group by group in

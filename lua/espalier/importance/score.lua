@@ -3,6 +3,7 @@
 local core = require "espalier.ffi"
 local tensor = require "espalier.tensor"
 local tape = require "espalier.tape"
+local scope = require "espalier.scope"
 local view = require "espalier.importance.view"
 local layers = require "espalier.importance.layers"
 local shapes = require "espalier.models.shape"
@@ -144,7 +145,7 @@ function M.score(stats, given)
       fail("stats:score: norms names '%s', want norm1, norm2 or final", tostring(site))
     end
   end
-  return tape.no_grad(tape.scope, function()
+  return tape.no_grad(scope.run, function()
     if opt.axis == "layers" then return layers.score(stats, M.metric(opt.metric or "bi", "layers"), opt) end
     return compute(stats, M.metric(opt.metric or "activation", opt.axis), opt)
   end)

@@ -2,6 +2,7 @@
 
 local tensor = require "espalier.tensor"
 local tape = require "espalier.tape"
+local scope = require "espalier.scope"
 local ops = require "espalier.ops"
 local choose = require "espalier.importance.choose"
 local shapes = require "espalier.models.shape"
@@ -120,7 +121,7 @@ end
 
 --- The sets at the sizes of opt: see ranking:kept.
 function M.kept(self, opt, model)
-  return tape.no_grad(tape.scope, function()
+  return tape.no_grad(scope.run, function()
     local s, sets = self.stats.shape, {}
     if opt.hidden then sets.hidden = choose.best(self:ask("hidden", nil, model), opt.hidden) end
     if opt.head_dim then sets.head_dim = choose.best(self:ask("head_dim", nil, model), opt.head_dim / 2) end
@@ -137,7 +138,7 @@ end
 
 --- Every axis in the order of importance: see ranking:orders.
 function M.orders(self, model)
-  return tape.no_grad(tape.scope, function()
+  return tape.no_grad(scope.run, function()
     local s, orders = self.stats.shape, { ffn = {}, heads = {}, kv_heads = {} }
     orders.hidden, orders.layers = choose.order(self:ask("hidden", nil, model)), choose.order(self:ask("layers", nil, model))
     for l, x in pairs(ffn_scores(self, model)) do orders.ffn[l + 1] = choose.order(x) end

@@ -6,7 +6,7 @@
 
 local core = require "espalier.ffi"
 local tensor = require "espalier.tensor"
-local tape = require "espalier.tape"
+local scope = require "espalier.scope"
 local file = require "espalier.io.file"
 local options = require "espalier.options"
 local hash_of = require "espalier.models.hash"
@@ -36,7 +36,7 @@ end
 function Statistics:slot(l, name, shape)
   self.known_hash = nil
   local place = l and self.sums[l + 1] or self.outer
-  place[name] = place[name] or tape.outside_scopes(tensor.zeros, shape, "f64")
+  place[name] = place[name] or scope.outside(tensor.zeros, shape, "f64")
   return place[name]
 end
 

@@ -12,7 +12,7 @@
 -- pass that is not done holds the sums as they are, f64 [2, 8, channels], so that it goes on to the same bits.
 
 local tensor = require "espalier.tensor"
-local tape = require "espalier.tape"
+local scope = require "espalier.scope"
 local hdf5 = require "espalier.io.hdf5"
 local json = require "espalier.io.json"
 local statistics = require "espalier.importance.statistics"
@@ -109,7 +109,7 @@ end
 function M.save(stats, path, exact)
   local values = { about = json.encode { kind = "espalier statistics", version = version, counts = json.array(stats.counts), shape = stats.shape,
     facts = stats.facts, hash = stats:hash() } }
-  tape.scope(function()
+  scope.run(function()
     local function put(group, place)
       for name, t in pairs(place) do values[group .. "/" .. name] = encode(name, t, stats.counts, exact) end
     end
@@ -131,7 +131,7 @@ function M.load(path)
   end
   local s = statistics.new(about.shape, about.facts)
   s.counts = about.counts
-  tape.outside_scopes(function()
+  scope.outside(function()
     for _, name in ipairs(f.names) do
       local group, own = name:match "^([^/]+)/(.+)$"
       local l = group and tonumber(group:match "^layer%.(%d+)$")

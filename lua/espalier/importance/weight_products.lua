@@ -3,6 +3,7 @@
 local core = require "espalier.ffi"
 local tensor = require "espalier.tensor"
 local tape = require "espalier.tape"
+local scope = require "espalier.scope"
 local weights = require "espalier.importance.weights"
 
 local c = core.ops
@@ -11,7 +12,7 @@ local M = {}
 -- Adds |w dw| of a parameter to [1,n] sums of a name: of a matrix by column (axis 0) or row (axis 1), of a vector as it is.
 local function add_product(stats, l, name, w, axis)
   if not w or not w.grad then return end
-  tape.no_grad(tape.scope, function()
+  tape.no_grad(scope.run, function()
     local g = w.grad
     if #w.shape == 1 then w, g, axis = tensor.view(w, { 1, w.shape[1] }), tensor.view(g, { 1, w.shape[1] }), 0 end
     local n = w.shape[2 - axis]

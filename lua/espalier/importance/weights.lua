@@ -3,7 +3,7 @@
 
 local core = require "espalier.ffi"
 local tensor = require "espalier.tensor"
-local tape = require "espalier.tape"
+local scope = require "espalier.scope"
 
 local progress = require "espalier.progress"
 local fail = require "espalier.fail"
@@ -49,7 +49,7 @@ function M.collect(stats, model, quiet)
         for _, module in ipairs(list) do
           -- A weight that was not read yet is made when its handle is asked for.
           local w = module.weight
-          tape.scope(function() c.weight_sums_acc(tensor.narrow(sums, 0, 2 * k - 2, 2).c, w.c, k - 1) end)
+          scope.run(function() c.weight_sums_acc(tensor.narrow(sums, 0, 2 * k - 2, 2).c, w.c, k - 1) end)
         end
       end
     end

@@ -4,6 +4,7 @@ local store = require "espalier.lineage.store"
 local hash = require "espalier.models.hash"
 local tensor = require "espalier.tensor"
 local tape = require "espalier.tape"
+local scope = require "espalier.scope"
 local core = require "espalier.ffi"
 local shapes = require "espalier.models.shape"
 local quantity = require "espalier.quantity"
@@ -90,7 +91,7 @@ end
 
 -- |x - y| / |x| over all of a tensor.
 local function distance(x, y)
-  return tape.no_grad(tape.scope, function()
+  return tape.no_grad(scope.run, function()
     local x32, y32 = tensor.to(x, "f32"), tensor.to(y, "f32")
     local d, n = tensor.zeros({}, "f64"), tensor.zeros({}, "f64")
     core.ops.sumsq_acc(d.c, tensor.contiguous(x32 - y32).c)
@@ -113,11 +114,9 @@ end
 
 --- esp.diff(a, b) -> what differs, in words; print it, or read diff.lines (none where the models are the same) and diff.same.
 function M.diff(a, b)
-  for i = 1, 2 do
-    local model = i == 1 and a or i == 2 and b or nil
-    if type(model) ~= "table" or not model.parameters then
-      fail("esp.diff: want two models, the %s is %s", i == 1 and "first" or "second", type(model))
-    end
+  for i, which in ipairs { "first", "second" } do
+    local model = (select(i, a, b))
+    if type(model) ~= "table" or not model.parameters then fail("esp.diff: want two models, the %s is %s", which, type(model)) end
   end
   local out, ha, hb = {}, hash(a), hash(b)
   shape_lines(shapes.normal(a.shape), shapes.normal(b.shape), out)

@@ -4,6 +4,7 @@
 local tensor = require "espalier.tensor"
 local ops = require "espalier.ops"
 local tape = require "espalier.tape"
+local scope = require "espalier.scope"
 local fail = require "espalier.fail"
 
 local rows, vocab = 4, 7
@@ -55,7 +56,7 @@ return function(loss)
   for _, term in ipairs(loss.terms) do
     if term.kind == "token" then
       local what = "loss " .. loss.name
-      tape.scope(function()
+      scope.run(function()
         local s, t = log_probabilities(1, 1), log_probabilities(2, 1)
         tape.no_grad(function()
           values(term, s, t, what)

@@ -5,6 +5,7 @@
 
 local tensor = require "espalier.tensor"
 local tape = require "espalier.tape"
+local scope = require "espalier.scope"
 local ops = require "espalier.ops"
 local core = require "espalier.ffi"
 local product = require "espalier.product"
@@ -15,10 +16,10 @@ local M = { chunk = 256 }
 
 -- A loss of the user's on one chunk: value added to total, gradient by the logits left in s (in place).
 local function token_term(term, s, t, weight, total, ds, first)
-  tape.scope(function()
+  scope.run(function()
     local student = tensor.clone(s):requires_grad_()
     local lt = t and tape.no_grad(ops.log_softmax, t)
-    local value = tape.scope(function()
+    local value = scope.run(function()
       local each = term.token(ops.log_softmax(student), lt, term.opt)
       return (each * weight):sum() * term.scale
     end)

@@ -2,13 +2,14 @@
 
 local lazy = require "espalier.tensor.lazy"
 local tape = require "espalier.tape"
+local scope = require "espalier.scope"
 
 -- Bytes of the head that are made at a time.
 local M = { slice = 2 ^ 26 }
 
 --- Residual stream after the final norm [B,T,hidden]; no weight that was not read yet stays in memory. Not recorded.
 function M.hidden(model, ids)
-  return tape.no_grad(tape.scope, function() return model:forward(ids, { bounded = true }) end)
+  return tape.no_grad(scope.run, function() return model:forward(ids, { bounded = true }) end)
 end
 
 --- for from, weight in bounded.head(model): the LM head in slices, weight [n, hidden]; each is freed when the next is asked for.

@@ -2,6 +2,7 @@
 
 local tensor = require "espalier.tensor"
 local tape = require "espalier.tape"
+local scope = require "espalier.scope"
 local ops = require "espalier.ops"
 local core = require "espalier.ffi"
 local shapes = require "espalier.models.shape"
@@ -65,7 +66,7 @@ function M.ids(model, ids, opt)
   local new, input = {}, ids
   local scaling = model.shape.rope.scaling
   local longrope = scaling and scaling.type == "longrope"
-  tape.no_grad(tape.scope, function()
+  tape.no_grad(scope.run, function()
     local cache = M.cache(model, room)
     for step = 1, opt.tokens do
       if cache.length + #input > room then break end
@@ -75,7 +76,7 @@ function M.ids(model, ids, opt)
         cache, input = M.cache(model, room), { unpack(ids) }
         for _, id in ipairs(new) do input[#input + 1] = id end
       end
-      local id = tape.scope(function()
+      local id = scope.run(function()
         local h = model:forward({ input }, { cache = cache })
         local last = tensor.view(tensor.clone(tensor.narrow(h, 1, #input - 1, 1)), { 1, model.shape.hidden })
         return choose(tensor.view(model:project(last), { model.shape.vocab }), opt, step)

@@ -2,7 +2,7 @@
 
 local tensor = require "espalier.tensor"
 local lazy = require "espalier.tensor.lazy"
-local tape = require "espalier.tape"
+local scope = require "espalier.scope"
 local file = require "espalier.io.file"
 local json = require "espalier.io.json"
 local shards = require "espalier.io.shards"
@@ -47,7 +47,7 @@ function M.load(dir, opt)
   if not file.kind(config_path) then fail("%s holds no config.json", dir) end
   local config = json.read(config_path)
   local shape = configs.of_config(config, config_path)
-  return tape.outside_scopes(function()
+  return scope.outside(function()
     local where, odd = shards.open(dir)
     local weights, known = {}, {}
     for _, want in ipairs(configs.stored(shape, config.model_type)) do

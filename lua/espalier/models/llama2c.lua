@@ -3,7 +3,7 @@
 
 local core = require "espalier.ffi"
 local tensor = require "espalier.tensor"
-local tape = require "espalier.tape"
+local scope = require "espalier.scope"
 local file = require "espalier.io.file"
 local models = require "espalier.models.model"
 local fail = require "espalier.fail"
@@ -44,7 +44,7 @@ end
 function M.load(path)
   local text = file.read(path, 2 ^ 36)
   local s = header(text, path)
-  return tape.outside_scopes(function()
+  return scope.outside(function()
     local at, weights = 28, {}
     local function take(...)
       local t = tensor.new { ... }

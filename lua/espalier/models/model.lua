@@ -5,6 +5,7 @@ local tensor = require "espalier.tensor"
 local lazy = require "espalier.tensor.lazy"
 local ops = require "espalier.ops"
 local tape = require "espalier.tape"
+local scope = require "espalier.scope"
 local nn = require "espalier.nn"
 local shapes = require "espalier.models.shape"
 local quantity = require "espalier.quantity"
@@ -22,7 +23,7 @@ local M = { Model = Model }
 function M.new(shape, opt)
   opt = opt or {}
   shapes.check(shape, "model")
-  local decoder = tape.outside_scopes(nn.Decoder, shape, { weights = opt.weights, seed = opt.seed, std = opt.std })
+  local decoder = scope.outside(nn.Decoder, shape, { weights = opt.weights, seed = opt.seed, std = opt.std })
   if opt.precision then decoder:products_in(opt.precision) end
   return setmetatable({ shape = shape, decoder = decoder, precision = opt.precision, config = opt.config, source = opt.source,
     tokenizer = opt.tokenizer, lineage = opt.lineage or {} }, Model)
@@ -41,7 +42,7 @@ end
 --- A model with weights of its own, f32 unless opt.dtype says otherwise.
 function Model:clone(opt)
   local dtype, weights = opt and opt.dtype or "f32", {}
-  tape.outside_scopes(function()
+  scope.outside(function()
     for name, t in pairs(self:parameters()) do
       weights[name] = lazy.copy(t, dtype)
     end
@@ -102,9 +103,9 @@ function Model:head()
 end
 
 --- What the chunked losses take: { hidden = states after the final norm, weight = of the head, cap = logit_cap of the shape or nil, precision = of
--- the products }.
-function Model:states(hidden)
-  return { hidden = hidden, weight = self:head(), cap = self.shape.logit_cap, precision = self.precision }
+-- the products, packed = the head as head.pack of loss/head.lua gives it where many calls share it, or nil }.
+function Model:states(hidden, packed)
+  return { hidden = hidden, weight = self:head(), cap = self.shape.logit_cap, precision = self.precision, packed = packed }
 end
 
 --- Logits [..,vocab] of states [..,hidden] after the final norm. Recorded unless inside esp.no_grad. weight: some rows [n, hidden] of the head, for
@@ -116,16 +117,16 @@ end
 
 --- Logits [B,T,vocab], not recorded. For a few rows; training and scoring go through chunks and never make this tensor.
 function Model:logits(ids)
-  return tape.no_grad(tape.scope, function() return self:project(self:forward(ids)) end)
+  return tape.no_grad(scope.run, function() return self:project(self:forward(ids)) end)
 end
 
 --- Residual stream after the final norm; with { layers = true } a list: into each layer, then after the final norm. Not recorded.
 function Model:hidden(ids, opt)
-  return tape.no_grad(tape.scope, function()
+  return tape.no_grad(scope.run, function()
     if not (opt and opt.layers) then return self:forward(ids) end
     local list = {}
     local last = self:forward(ids, { observe = function(site, l, t)
-      if site == "in" then list[l + 1] = tape.outside_scopes(tensor.clone, t) end
+      if site == "in" then list[l + 1] = scope.outside(tensor.clone, t) end
     end })
     list[#list + 1] = last
     return list
@@ -136,7 +137,7 @@ end
 -- Through chunks of the head: no [tokens, vocab] tensor. opt.first, opt.target: i32 [B,T] of packed rows; opt.from, opt.skip as forward.
 function Model:token_nll(ids, opt)
   opt = opt or {}
-  return tape.no_grad(tape.scope, function()
+  return tape.no_grad(scope.run, function()
     local rows, lengths
     if not opt.target then rows, lengths = as_ids(ids) end
     local target = opt.target or M.next_targets(rows, lengths)
@@ -169,7 +170,7 @@ end
 
 --- Mean next-token cross-entropy in nats over all predictions of the rows, and their number.
 function Model:loss(ids, opt)
-  return tape.scope(function() return M.mean_nll(self:token_nll(ids, opt)) end)
+  return scope.run(function() return M.mean_nll(self:token_nll(ids, opt)) end)
 end
 
 --- Writes a Hugging Face folder, or a GGUF file where the name ends in .gguf: whole or not at all, proven before it appears. See export/init.lua.

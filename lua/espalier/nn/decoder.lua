@@ -8,6 +8,7 @@ local rope = require "espalier.nn.rope"
 local shapes = require "espalier.models.shape"
 local tensor = require "espalier.tensor"
 local tape = require "espalier.tape"
+local scope = require "espalier.scope"
 local fail = require "espalier.fail"
 
 local Stack = Module.class("Stack", {}, { "embed_tokens", "layers", "norm" })
@@ -62,7 +63,7 @@ function Decoder:positions(from, count)
   local regime = rope.regime(self.shape.rope, length)
   if not self.cos or self.cos.shape[1] < length or self.regime ~= regime then
     local size = math.min(context, math.max(256, 2 ^ math.ceil(math.log(length) / math.log(2))))
-    self.cos, self.sin = tape.outside_scopes(rope.tables, size, self.shape.head_dim, self.shape.rope, length)
+    self.cos, self.sin = scope.outside(rope.tables, size, self.shape.head_dim, self.shape.rope, length)
     self.regime = regime
   end
   return self.cos:narrow(0, from, count), self.sin:narrow(0, from, count)
@@ -113,7 +114,7 @@ function Decoder:forward(ids, opt)
         x = block(x, c)
       else
         -- Nothing is kept for backward, so what a block made goes as soon as it is done.
-        local y = tape.scope(opt.bounded and block.pass or block.forward, block, x, c)
+        local y = scope.run(opt.bounded and block.pass or block.forward, block, x, c)
         if y ~= x and not (opt.from and x == opt.from.x) then x:free() end
         x = y
       end

@@ -1,7 +1,7 @@
 --- AdamW over named parameters (1711.05101): f32 master and moments, decay on matrices only, gradients clipped by their common norm.
 
 local tensor = require "espalier.tensor"
-local tape = require "espalier.tape"
+local scope = require "espalier.scope"
 local core = require "espalier.ffi"
 
 local c = core.ops
@@ -11,7 +11,7 @@ AdamW.__index = AdamW
 
 --- names: list, in the order of the update; parameters: { [name] = f32 tensor }. opt: betas, eps, decay, clip (0: none).
 function M.adamw(names, parameters, opt)
-  return tape.outside_scopes(function()
+  return scope.outside(function()
     local o = setmetatable({ names = names, parameters = parameters, opt = opt, m = {}, v = {}, lr = tensor.scalar(0), count = tensor.scalar(0),
       sumsq = tensor.scalar(0), factor = tensor.scalar(1) }, AdamW)
     for _, name in ipairs(names) do

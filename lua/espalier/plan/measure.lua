@@ -3,6 +3,7 @@
 local core = require "espalier.ffi"
 local tensor = require "espalier.tensor"
 local tape = require "espalier.tape"
+local scope = require "espalier.scope"
 local ops = require "espalier.ops"
 local models = require "espalier.models.model"
 local shapes = require "espalier.models.shape"
@@ -51,7 +52,7 @@ function M.layer(s, w, batch, length, opt)
     for _, t in ipairs(leaves) do t.requires_grad = true end
     local dy = tensor.full({ batch, length, model.shape.hidden }, 1)
     seconds = least(function()
-      tape.scope(function() tape.backward(forward(), dy) end)
+      scope.run(function() tape.backward(forward(), dy) end)
       for _, t in ipairs(leaves) do
         if t.grad then t.grad:free() end
         t.grad = nil
@@ -59,7 +60,7 @@ function M.layer(s, w, batch, length, opt)
     end)
     dy:free()
   else
-    seconds = least(function() tape.no_grad(tape.scope, forward) end)
+    seconds = least(function() tape.no_grad(scope.run, forward) end)
   end
   free(model)
   x:free()
@@ -72,7 +73,7 @@ function M.model(s, batch, length)
   small.vocab = 8
   local model = models.new(small)
   local x = tensor.normal({ batch, length, s.hidden }, { seed = 1 })
-  local seconds = least(function() tape.no_grad(tape.scope, function() return model:forward(nil, { from = { layer = 0, x = x } }) end) end)
+  local seconds = least(function() tape.no_grad(scope.run, function() return model:forward(nil, { from = { layer = 0, x = x } }) end) end)
   free(model)
   x:free()
   return seconds
@@ -82,7 +83,7 @@ end
 function M.head(hidden, vocab)
   local rows = math.min(vocab, 8192)
   local w, x = tensor.normal({ rows, hidden }, { seed = 2 }), tensor.normal({ 256, hidden }, { seed = 3 })
-  local seconds = least(function() tape.no_grad(tape.scope, ops.linear, x, w) end)
+  local seconds = least(function() tape.no_grad(scope.run, ops.linear, x, w) end)
   w:free()
   x:free()
   return seconds * vocab / rows / 256

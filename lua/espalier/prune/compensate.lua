@@ -4,6 +4,7 @@
 
 local tensor = require "espalier.tensor"
 local tape = require "espalier.tape"
+local scope = require "espalier.scope"
 local ops = require "espalier.ops"
 local configs = require "espalier.models.config"
 local shapes = require "espalier.models.shape"
@@ -56,14 +57,14 @@ function M.apply(weights, new, model, stats, sets, kept_layers)
     fail "esp.prune: compensate needs the statistics that hold what the channels are on average; the second argument has none (a replay neither)"
   end
   local from, s, shape = model:parameters(), model.shape, biased(new, model, sets)
-  tape.no_grad(tape.outside_scopes, function()
+  tape.no_grad(scope.outside, function()
     for _, t in ipairs(shapes.tensors(shape)) do weights[t.name] = weights[t.name] or tensor.zeros(t.shape) end
   end)
   for i, l in ipairs(kept_layers) do
     for axis, part in pairs(parts) do
       local kept, bias = sets[axis] and sets[axis][l + 1], weights[string.format("model.layers.%d.%s.bias", i - 1, part.reader)]
       if kept and bias then
-        tape.no_grad(tape.scope, function()
+        tape.no_grad(scope.run, function()
           local w = tensor.to(from[string.format("model.layers.%d.%s.weight", l, part.reader)], "f32")
           local back = ops.linear(lost(stats, l, part, kept, part.width(s)), w):view(-1)
           if sets.hidden then back = tensor.index_select(back, 0, sets.hidden) end

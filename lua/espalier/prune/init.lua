@@ -3,6 +3,7 @@
 local tensor = require "espalier.tensor"
 local lazy = require "espalier.tensor.lazy"
 local tape = require "espalier.tape"
+local scope = require "espalier.scope"
 local models = require "espalier.models.model"
 local shapes = require "espalier.models.shape"
 local legal = require "espalier.prune.legal"
@@ -114,7 +115,7 @@ function M.prune(model, scores, opt)
   end
   for axis, own in pairs(opt.keep or {}) do sets[axis] = own end
   local new, kept_layers = legal.result(s, by_layer(s, opt, sets), lists, sets.layers)
-  local weights = tape.no_grad(tape.outside_scopes, function()
+  local weights = tape.no_grad(scope.outside, function()
     return M.cut(new, with_residual(model, opt.heads_residual, ranking, sets), s, sets, kept_layers)
   end)
   if opt.compensate then

@@ -9,6 +9,7 @@
 
 local tensor = require "espalier.tensor"
 local tape = require "espalier.tape"
+local scope = require "espalier.scope"
 local models = require "espalier.models.model"
 local shapes = require "espalier.models.shape"
 local options = require "espalier.options"
@@ -155,7 +156,7 @@ function M.mask(model, opt)
   opt = options.check("esp.mask", opt, { hidden = { "table" }, ffn = { "table" }, heads = { "table" }, kv_heads = { "table" }, layers = { "table" } })
   local s, from, weights, share = model.shape, model:parameters(), {}, 1
   refuse(s, opt)
-  tape.no_grad(tape.outside_scopes, function()
+  tape.no_grad(scope.outside, function()
     local hidden = opt.hidden and mask_of("hidden", opt.hidden, s.hidden)
     local layers = opt.layers and mask_of("layers", opt.layers, s.layers):table()
     if hidden then share = hidden:sum(0):item() / s.hidden end

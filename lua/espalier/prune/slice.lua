@@ -1,7 +1,7 @@
 --- Candidates of a sorted model as views of it: prefixes of its tensors and a list of its layers. Nothing is copied until a slice is materialized.
 
 local tensor = require "espalier.tensor"
-local tape = require "espalier.tape"
+local scope = require "espalier.scope"
 local models = require "espalier.models.model"
 local shapes = require "espalier.models.shape"
 local legal = require "espalier.prune.legal"
@@ -31,7 +31,7 @@ local stores, twins = setmetatable({}, { __mode = "k" }), setmetatable({}, { __m
 
 -- The views as weights of the shape, and the shapes of those of blocks as a folder has them.
 function when_asked.views(self)
-  return tape.outside_scopes(function()
+  return scope.outside(function()
     local weights, flat_shapes = views.of(self.of:parameters(), self.of.shape, self.shape, self.layers)
     return { weights = weights, flat_shapes = flat_shapes }
   end)
@@ -131,7 +131,7 @@ end
 -- prune of it.
 function Slice:materialize(opt)
   local weights, model, flat_shapes = {}, self.of, self.views.flat_shapes
-  tape.outside_scopes(function()
+  scope.outside(function()
     for name, t in pairs(self.views.weights) do
       local copy = tensor.clone(t)
       weights[name] = tensor.to(flat_shapes[name] and tensor.view(copy, flat_shapes[name]) or copy, opt and opt.dtype or t.dtype)

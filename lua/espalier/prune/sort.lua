@@ -8,6 +8,7 @@ local shapes = require "espalier.models.shape"
 local hash = require "espalier.models.hash"
 local prune = require "espalier.prune"
 local tape = require "espalier.tape"
+local scope = require "espalier.scope"
 local options = require "espalier.options"
 local fail = require "espalier.fail"
 
@@ -22,7 +23,7 @@ end
 -- A model with its axes in the order of `orders`; facts: further fields of the step.
 local function sorted(model, orders, facts)
   local s = model.shape
-  local weights = tape.no_grad(tape.outside_scopes, prune.cut, s, model:parameters(), s, orders, layers_of(s))
+  local weights = tape.no_grad(scope.outside, prune.cut, s, model:parameters(), s, orders, layers_of(s))
   local step = { step = "sort", parent = model.source, parent_hash = hash(model), before = shapes.text(s), kept = orders }
   for name, value in pairs(facts or {}) do step[name] = value end
   local lineage = { unpack(model.lineage) }

@@ -7,6 +7,7 @@
 local core = require "espalier.ffi"
 local tensor = require "espalier.tensor"
 local tape = require "espalier.tape"
+local scope = require "espalier.scope"
 local models = require "espalier.models.model"
 local tokens = require "espalier.eval.tokens"
 local options = require "espalier.options"
@@ -57,7 +58,7 @@ function Streams:forward(model, texts, ids, first)
   local from = n > 0 and { layer = n, x = kept.x[n] } or nil
   return tape.no_grad(function()
     return model:forward(ids, { first = first, from = from, observe = function(site, l, x)
-      if site == "in" and l > n and l == #kept.x + 1 and room(x, l) then kept.x[l] = tape.outside_scopes(tensor.clone, x) end
+      if site == "in" and l > n and l == #kept.x + 1 and room(x, l) then kept.x[l] = scope.outside(tensor.clone, x) end
     end })
   end)
 end
@@ -66,7 +67,7 @@ end
 -- esp.data ({ ids, first, target }); opt.first, opt.target for the first two.
 function Streams:loss(model, texts, batch, opt)
   opt = options.check("loss", opt, { first = { "tensor" }, target = { "tensor" } })
-  return tape.scope(function()
+  return scope.run(function()
     local ids, first, target = batch, opt.first, opt.target
     if type(batch) == "table" and batch.ids then ids, first, target = batch.ids, batch.first, batch.target end
     local lengths

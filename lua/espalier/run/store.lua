@@ -4,7 +4,7 @@
 -- difference.
 
 local tensor = require "espalier.tensor"
-local tape = require "espalier.tape"
+local scope = require "espalier.scope"
 local core = require "espalier.ffi"
 local file = require "espalier.io.file"
 local hdf5 = require "espalier.io.hdf5"
@@ -101,7 +101,7 @@ function Store:restore(optimizer)
   for i = #names, 1, -1 do
     local path = self.dir .. "/checkpoints/" .. names[i]
     if names[i]:match "^step%-%d+%.h5$" then
-      local ok, step = pcall(tape.scope, function()
+      local ok, step = pcall(scope.run, function()
         local f = hdf5.open(path)
         for _, name in ipairs(optimizer.names) do
           optimizer.parameters[name]:copy_from(f:tensor("p/" .. name))
@@ -137,7 +137,7 @@ end
 
 --- Writes run.h5 from what the log holds.
 function Store:publish()
-  tape.scope(function()
+  scope.run(function()
     local values = { asked = json.encode(self.asked), version = require("espalier").version }
     for name, t in pairs(columns(self.metrics, { "step", "loss", "norm", "lr", "tokens", "seconds" })) do values["metrics/" .. name] = t end
     for name, t in pairs(columns(self.evaluations, { "step", "nll" })) do values["evaluations/" .. name] = t end

@@ -5,6 +5,7 @@ local models = require "espalier.models.model"
 local tokens = require "espalier.eval.tokens"
 local tensor = require "espalier.tensor"
 local tape = require "espalier.tape"
+local scope = require "espalier.scope"
 local core = require "espalier.ffi"
 local fail = require "espalier.fail"
 
@@ -33,10 +34,10 @@ end
 
 --- A scorer of slices of `model` on data (of esp.data, its split's held_out, ids or rows). opt: tokens (4096 at most), batch (rows at a time, 4).
 function M.new(model, data, opt)
-  return tape.outside_scopes(function()
+  return scope.outside(function()
     local list, seen = batches(model, data, opt.tokens or 4096, opt.batch or 4)
     for _, b in ipairs(list) do
-      b.full = tape.no_grad(tape.scope, function() return model:forward(b.ids, { first = b.first }) end)
+      b.full = tape.no_grad(scope.run, function() return model:forward(b.ids, { first = b.first }) end)
     end
     return setmetatable({ model = model, batches = list, tokens = seen, streams = streams.new() }, Scorer)
   end)
@@ -52,7 +53,7 @@ end
 function Scorer:score(slice)
   local nll, predictions, kl, positions = 0, 0, 0, 0
   for _, b in ipairs(self.batches) do
-    tape.no_grad(tape.scope, function()
+    tape.no_grad(scope.run, function()
       local h = self.streams:forward(slice, slice.texts, b.ids, b.first)
       local own, from_full = tokens.nll_and_kl(slice:states(h), b.target, self.model:states(b.full))
       local mean, count = models.mean_nll(own, b.target)

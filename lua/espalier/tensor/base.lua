@@ -28,7 +28,7 @@ local MOST = tonumber(C.ESP_MAX_DIMS)
 local sizes, steps = core.new("int64_t[?]", MOST), core.new("int64_t[?]", MOST)
 local out = core.new "esp_tensor *[1]"
 
---- Called with each new tensor, and true where it has bytes of its own and is no view (set by tape.lua for esp.scope).
+--- Called with each new tensor, and true where it has bytes of its own and is no view (set by scope.lua).
 M.on_new = nil
 
 function M.is(x)

@@ -4,6 +4,7 @@ local core = require "espalier.ffi"
 local tensor = require "espalier.tensor"
 local lazy = require "espalier.tensor.lazy"
 local tape = require "espalier.tape"
+local scope = require "espalier.scope"
 local gguf = require "espalier.io.gguf"
 local keys = require "espalier.models.gguf.keys"
 local choose = require "espalier.models.gguf.choose"
@@ -21,7 +22,7 @@ function M.load(path, opt)
   opt = options.check("esp.load", opt, { dtype = { "string", one_of = { "f32", "bf16" } } })
   local f = gguf.open(path)
   local s, engine = keys.to_shape(f, path)
-  return tape.outside_scopes(function()
+  return scope.outside(function()
     local all = weights.read(f, s, engine, opt.dtype)
     local config = { model_type = configs.kind(s, engine.model_type and { model_type = engine.model_type }) }
     for name, key in pairs { bos_token_id = "bos", eos_token_id = "eos", pad_token_id = "padding" } do
@@ -81,7 +82,7 @@ function M.plan(model, dtype)
     for _, entry in ipairs(vocabulary) do metadata[#metadata + 1] = entry end
     local function add(name, shape, make)
       list[#list + 1] = { name = name, shape = shape, type = type_of(shape, dtype), give = function(use)
-        tape.no_grad(tape.scope, function() use(make()) end)
+        tape.no_grad(scope.run, function() use(make()) end)
       end }
     end
     if s.rope.scaling and s.rope.scaling.type == "llama3" then
@@ -94,7 +95,7 @@ function M.plan(model, dtype)
 
   function plan.rounded()
     local all = {}
-    tape.no_grad(tape.outside_scopes, function()
+    tape.no_grad(scope.outside, function()
       for _, want in ipairs(stored) do
         local t = through(weights.make(want, s, engine, scale, get), type_of(want.shape, dtype))
         weights.split(all, t, want, s, engine, "f32", "save")
