@@ -2,6 +2,7 @@
 
 local tensor = require "espalier.tensor"
 
+local C = require("espalier.ffi").C
 local M = {}
 
 local scopes = {}
@@ -63,6 +64,15 @@ function M.outside(fn, ...)
   local saved = scopes
   scopes = {}
   return put_back(saved, pcall(fn, ...))
+end
+
+--- Gives what nobody holds any more back to the system, before work that needs much memory. Compiled traces hold the closures that they were recorded
+-- in, and through them whole models; they are made anew.
+function M.settle()
+  jit.flush()
+  -- The first round finds the finalizers' tensors, the second their tables.
+  for _ = 1, 2 do collectgarbage() end
+  C.esp_memory_trim()
 end
 
 return M

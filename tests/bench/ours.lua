@@ -3,7 +3,8 @@
 --   build/espalier tests/bench/ours.lua work=kd shape=15m precision=bf16 steps=3
 --
 -- The work is that of torch_kd.py: random weights and ids, vocabulary 32,000, tied embeddings, batches of 4,096 tokens. kd: teacher forward,
--- student forward and backward with KL over the whole vocabulary, clipping, AdamW. calibrate: importance.measure with all that it collects. eval: NLL
+-- student forward and backward with KL over the whole vocabulary, clipping, AdamW, the student trained in place; the teacher is kept in the precision
+-- as one that was opened is (its products round its weights in any case). calibrate: importance.measure with all that it collects. eval: NLL
 -- of every next token. decode: greedy, batch 1, with the cache. bandwidth: y += x over 2 x 256 MiB, and the sum of x (`read`), as decoding only
 -- reads. peak: a large matrix product alone. views: forward through a slice of a sorted teacher, of the student's hidden and ffn, and through the
 -- same model materialized, in turns. Two steps warm up; memory is the peak of the process less what it held before the models were made.
@@ -55,12 +56,14 @@ local work = {}
 
 -- Seconds by step, tokens of a step, and further fields of the line.
 function work.kd()
-  local teacher, student = model(size.teacher, 1), model(size.student, 2)
-  local run = esp.distill { teacher = teacher, student = student, data = esp.data.of(ids()), batch = size.batch, precision = opt.precision,
-    steps = opt.steps + 2, quiet = true, schedule = esp.schedule.cosine { peak = 1e-4, min = 1e-5, warmup = 1 } }
+  local teacher, student = model(size.teacher, 1):clone { dtype = opt.precision }, model(size.student, 2)
+  local run = esp.distill { teacher = teacher, student = student, in_place = true, data = esp.data.of(ids()), batch = size.batch,
+    precision = opt.precision, steps = opt.steps + 2, quiet = true, schedule = esp.schedule.cosine { peak = 1e-4, min = 1e-5, warmup = 1 } }
   local times, planned = {}, 0
   for i = 3, opt.steps + 2 do times[#times + 1] = run.steps[i].seconds - run.steps[i - 1].seconds end
-  for _, bytes in pairs(require("espalier.plan").distillation(teacher.shape, student.shape, size.batch, size.seq, opt.precision)) do
+  local held = { batch = size.batch, length = size.seq, precision = opt.precision, given = 0,
+    teacher = opt.precision == "bf16" and 2 * esp.plan(teacher).before.parameters or nil }
+  for _, bytes in pairs(require("espalier.plan").distillation(teacher.shape, student.shape, held)) do
     planned = planned + bytes
   end
   return times, size.batch * size.seq, { planned_mb = planned / 1e6, live_mb = tonumber(C.esp_memory_peak()) / 1e6 }

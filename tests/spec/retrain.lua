@@ -71,6 +71,30 @@ t.test("a run resumes bit-equal, is done once, and refuses other options", funct
   t.fails("unknown option 'temprature'", distill, { temprature = 1 })
 end)
 
+t.test("in place, the student itself is trained, to the same bits", function()
+  local teacher, student = esp.models.new(tiny, { seed = 1 }), esp.models.new(tiny, { seed = 2 })
+  local o = { teacher = teacher, student = student, data = esp.data.of(rows(16, 1)), steps = 3, batch = 4, quiet = true }
+  local copy = esp.distill(o).model
+  o.in_place = true
+  local run = esp.distill(o)
+  t.ok(run.model == student, "the student is what was trained")
+  for name, p in pairs(student:parameters()) do t.equal(p, copy:parameters()[name], name) end
+  t.equal(run.model.lineage[1].parent_hash, copy.lineage[1].parent_hash, "the parent is the student as it was")
+  o.student = student:clone { dtype = "bf16" }
+  t.fails("is no f32 tensor of the student's own; without it a copy is trained", esp.distill, o)
+  o.student = teacher
+  t.fails("the student is the teacher", esp.distill, o)
+end)
+
+t.test("memory of models that nobody holds goes back before a run", function()
+  local live, settle = esp.ffi.C.esp_memory_live, require("espalier.scope").settle
+  settle()
+  local before = tonumber(live())
+  for seed = 1, 3 do esp.models.new(tiny, { seed = seed }):clone() end
+  settle()
+  t.equal(tonumber(live()), before)
+end)
+
 t.test("what would mislead is refused", function()
   local model = esp.models.new(tiny, { seed = 1 })
   local data = esp.data.of(rows(8, 1))

@@ -3,6 +3,7 @@
 local scope = require "espalier.scope"
 local file = require "espalier.io.file"
 local loop = require "espalier.distill.loop"
+local lazy = require "espalier.tensor.lazy"
 local losses = require "espalier.loss"
 local certify = require "espalier.loss.certify"
 local schedules = require "espalier.schedule"
@@ -26,7 +27,7 @@ local spec = {
   betas = { "list", default = { 0.9, 0.95 } }, eps = { "number", default = 1e-8 }, decay = { "number", default = 0.1 },
   seed = { "int", default = 0 }, order = { "string", default = "shuffled", one_of = { "shuffled", "sequential" } }, out = { "path" },
   held_out = { "table" }, evaluate_every = { "int" }, checkpoint_every = { "int", default = 1000 }, time = { "seconds" },
-  quiet = { "bool", default = false }, precision = { "string", default = "f32", one_of = product.names },
+  quiet = { "bool", default = false }, in_place = { "bool", default = false }, precision = { "string", default = "f32", one_of = product.names },
 }
 
 -- What distinguishes one run from another, as texts and numbers.
@@ -46,6 +47,25 @@ local function take_split(o)
   if not o.data.bind then fail("the data is a table without rows; open it with esp.data.open") end
 end
 
+-- Bytes of a model's weights in memory: those that are gathered from files when they are needed are not.
+local function held(model)
+  local bytes = 0
+  for _, t in pairs(model:parameters()) do
+    if not lazy.is(t) then bytes = bytes + t:count() * tonumber(C.esp_dtype_size(C.esp_tensor_dtype(t.c))) end
+  end
+  return bytes
+end
+
+-- A student that is to be trained where it stands has f32 weights to train that nobody else reads.
+local function check_in_place(what, o, student)
+  if o.teacher == student then fail("%s: in_place = true, but the student is the teacher, which must not change", what) end
+  for name, t in pairs(student:parameters()) do
+    if lazy.is(t) or t.dtype ~= "f32" or C.esp_tensor_readonly(t.c) == 1 or not t:is_dense() then
+      fail("%s: in_place = true, but '%s' is no f32 tensor of the student's own; without it a copy is trained", what, name)
+    end
+  end
+end
+
 local function prepare(what, o, student)
   take_split(o)
   o.data:use(student, what)
@@ -59,7 +79,10 @@ local function prepare(what, o, student)
   o.steps = o.steps or math.max(1, math.floor(o.tokens / (o.batch * o.accumulate * o.data.seq) + 0.5))
   o.schedule = o.schedule or schedules.cosine { peak = 1e-3, min = 1e-4, warmup = math.min(100, math.floor(o.steps / 10)) }
   local rows = o.batch * o.accumulate
-  local parts, need = plan.distillation(o.teacher and o.teacher.shape or student.shape, student.shape, rows, o.data.seq, o.precision), 0
+  if o.in_place then check_in_place(what, o, student) end
+  local parts = plan.distillation(o.teacher and o.teacher.shape or student.shape, student.shape, { batch = rows, length = o.data.seq,
+    precision = o.precision, teacher = o.teacher and held(o.teacher) or 0, given = o.in_place and 0 or held(student) })
+  local need = 0
   for _, bytes in pairs(parts) do need = need + bytes end
   local fits = math.floor(rows * (tonumber(C.esp_memory_available()) - (need - parts.rows)) / parts.rows)
   budget.refuse_if_too_big(what, need, fits >= 1 and "batch = " .. fits .. " would fit" or "no batch fits; prune more, or shorten the rows")
@@ -75,6 +98,7 @@ local function finished(dir, o, store, student)
 end
 
 local function run(what, o, student)
+  scope.settle()
   prepare(what, o, student)
   certify(o.loss)
   local store
@@ -86,7 +110,8 @@ local function run(what, o, student)
       return finished(o.out, o, store, student)
     end
   end
-  local model = student:clone()
+  local parent = hash(student)
+  local model = o.in_place and student or student:clone()
   if o.teacher then o.teacher = o.teacher:in_precision(o.precision) end
   local ok, metrics, evaluations = pcall(scope.outside, loop.run, o, model:in_precision(o.precision), store)
   if not ok then
@@ -94,7 +119,7 @@ local function run(what, o, student)
     error(metrics, 0)
   end
   local first, last = evaluations[0], evaluations[o.steps]
-  model.lineage[#model.lineage + 1] = { step = what, parent = student.source, parent_hash = hash(student), steps = o.steps, loss = o.loss.name,
+  model.lineage[#model.lineage + 1] = { step = what, parent = student.source, parent_hash = parent, steps = o.steps, loss = o.loss.name,
     teacher = o.teacher and hash(o.teacher) or nil, data = o.data:digest(), schedule = o.schedule.name, seed = o.seed, run = o.out,
     tokens = o.steps * o.batch * o.accumulate * o.data.seq, nll_before = first and first.nll, nll = last and last.nll }
   model.tokenizer = model.tokenizer or o.data.tokenizer
@@ -111,7 +136,7 @@ local function run(what, o, student)
 end
 
 --- Trains a copy of `student` towards `teacher`: esp.distill{ teacher, student, data, .. } -> run; run.model is the trained student, also where the
--- run was resumed or already done; `student` itself never changes.
+-- run was resumed or already done; `student` itself changes only where in_place = true, which saves the memory of a copy.
 -- data: of esp.data (or its split, whose held_out is then scored); loss (esp.loss.kl()); schedule (cosine from 1e-3); batch rows, accumulate;
 -- tokens or steps; clip 1; betas 0.9 0.95; eps 1e-8; decay 0.1 (matrices only); seed; order "shuffled" or "sequential"; out: folder of the run;
 -- precision of the products: "f32", or "bf16" (operands rounded to bf16, sums f32; weights, moments and the saved model stay f32);

@@ -15,10 +15,11 @@ local function head_bytes(teacher, student, tokens, precision)
   return V * (2 * 4 * chunk + 2 * group + 2 * (2 * d + teacher.hidden))
 end
 
---- Bytes that a step holds at most, by part: the student as given and the copy that is trained; activations for backward of the tokens that go
--- through it at once; logits: of a chunk, with all that the heads need then; other: what the allocator rounds up, and
--- the program itself. precision: of the products.
-function M.memory(teacher, student, batch, length, precision)
+--- Bytes that a step over opt.batch rows of opt.length tokens holds at most, by part: the student as given and the copy that is trained; activations
+-- for backward of the tokens that go through it at once; logits: of a chunk, with all that the heads need then; other: what the allocator rounds up,
+-- and the program itself. opt.precision: of the products; opt.teacher, opt.given: bytes of the teacher and of the student as given (all in f32).
+function M.memory(teacher, student, opt)
+  local batch, length, precision = opt.batch, opt.length, opt.precision
   local tokens, p = math.min(batch, rows_at_once(length)) * length, shapes.parameters(student)
   -- The stream is f32; what products read is in the dtype of the precision.
   local stream, kept, size = 4 * student.hidden + teacher.hidden, 0, precision == "bf16" and 2 or 4
@@ -29,7 +30,7 @@ function M.memory(teacher, student, batch, length, precision)
     if h > 0 then stream, kept = stream + d, kept + 2 * h * e + 2 * g * e end
     if f > 0 then stream, kept = stream + d, kept + (student.gated == false and 1 or 2) * f end
   end
-  local parts = { teacher = 4 * shapes.parameters(teacher), student = 8 * p, gradients = 4 * p, moments = 8 * p,
+  local parts = { teacher = opt.teacher or 4 * shapes.parameters(teacher), student = (opt.given or 4 * p) + 4 * p, gradients = 4 * p, moments = 8 * p,
     activations = (4 * stream + size * kept) * tokens, logits = head_bytes(teacher, student, tokens, precision) }
   local sum = 0
   for _, bytes in pairs(parts) do sum = sum + bytes end
