@@ -117,7 +117,8 @@ function M.plan(what, opt)
   local after = legal.result(s, request, legal.check("plan", s, request))
   refuse_what_engines_refuse(opt, source, after)
   local plan = setmetatable({ where = source.where, stored = source.stored, before = facts(s, opt), after = facts(after, opt), batch = opt.batch,
-    length = opt.length, memory = runs.memory(s, after, { batch = opt.batch, length = opt.length, precision = opt.precision }), precision = opt.precision, found = found,
+    length = opt.length, precision = opt.precision, found = found,
+    memory = runs.memory(s, after, { batch = opt.batch, length = opt.length, precision = opt.precision }),
     request = found and request or sizes_of(opt),
     neighbours = neighbours(s, after, opt, source) }, Plan)
   if opt.tokens then
