@@ -19,8 +19,8 @@ static int check(kl_args *a, const char *op, esp_tensor *loss, esp_tensor *ds, c
                  double tau)
 {
     *a = (kl_args){0};
-    TRY(esp_check_rows(&a->s, op, "s", s, F32, ESP_READ));
-    TRY(esp_check_rows(&a->t, op, "t", t, F32, ESP_READ));
+    TRY(esp_check_rows(&a->s, op, "s", s, FLOATS, ESP_READ));
+    TRY(esp_check_rows(&a->t, op, "t", t, FLOATS, ESP_READ));
     TRY(esp_check_shape(op, "t", t, s->ndim, s->shape, "shape of s"));
     if (!(tau > 0)) return esp_fail(ESP_EARG, "%s: temperature is %g, want more than 0", op, tau);
     a->inverse_tau = (float)(1 / tau);
@@ -106,11 +106,19 @@ static void gradient(const kl_args *a, int64_t n, const kl_row *row)
     }
 }
 
+/* Logits from of row n on: where they stand, or widened into `room`. */
+static const float *logits(float *room, const esp_rows *x, int64_t n, int64_t from, int64_t count)
+{
+    int64_t at = n * x->stride + from;
+    if (x->dtype == ESP_F32) return (const float *)x->data + at;
+    esp_convert(room, ESP_F32, (const uint16_t *)x->data + at, ESP_BF16, count);
+    return room;
+}
+
 static int kl_block(void *context, int64_t n)
 {
     const kl_args *a = context;
     int64_t V = a->s.cols;
-    const float *s = (const float *)a->s.data + n * a->s.stride, *t = (const float *)a->t.data + n * a->t.stride;
     a->loss[n] = 0;
     if (a->weight[n] == 0) {
         int64_t size = esp_dtype_size(a->ds.dtype);
@@ -120,9 +128,10 @@ static int kl_block(void *context, int64_t n)
     kl_row row;
     TRY(make_room(&row, V, a->has_ds));
     for (int64_t from = 0, k = 0; from < V; from += ESP_SPAN, k++) {
-        int64_t to = a->has_ds ? from : 0;
-        row.cross[k] = a->lanes->pair(&row.s[k], &row.t[k], row.es + to, row.et + to, s + from, t + from, a->inverse_tau,
-                                      esp_min(ESP_SPAN, V - from));
+        int64_t to = a->has_ds ? from : 0, count = esp_min(ESP_SPAN, V - from);
+        float *es = row.es + to, *et = row.et + to;
+        const float *s = logits(es, &a->s, n, from, count), *t = logits(et, &a->t, n, from, count);
+        row.cross[k] = a->lanes->pair(&row.s[k], &row.t[k], es, et, s, t, a->inverse_tau, count);
     }
     row.row_s = esp_row_of(row.s, row.parts, a->inverse_tau);
     row.row_t = esp_row_of(row.t, row.parts, a->inverse_tau);

@@ -63,11 +63,6 @@ typedef struct product {
     float beta;
 } product;
 
-static ESP_SIMD void widen(float *to, const uint16_t *from, int64_t n)
-{
-    for (int64_t i = 0; i < n; i++) to[i] = esp_bf16_to_f32(from[i]);
-}
-
 static int product_block(void *context, int64_t block)
 {
     const product *p = context;
@@ -82,7 +77,7 @@ static int product_block(void *context, int64_t block)
         const uint16_t *from = (const uint16_t *)p->b + (p->tb ? j * ldb : j);
         float *wide = esp_scratch(rows * cols * 4);
         if (!wide) return ESP_EMEM;
-        for (int64_t r = 0; r < rows; r++) widen(wide + r * cols, from + r * ldb, cols);
+        for (int64_t r = 0; r < rows; r++) esp_convert(wide + r * cols, ESP_F32, from + r * ldb, ESP_BF16, cols);
         b = wide;
         ldb = cols;
     }

@@ -8,12 +8,10 @@
 /* A block of C is at most BLOCK_ROWS x BLOCK_COLS; PAIRS of k at a time keep a panel of B (24 KiB) in the first cache and a block of A in the second. */
 enum { BLOCK_ROWS = 192, BLOCK_COLS = 512, PAIRS = 192, PACK_PANELS = 4, CONVERT_ROWS = 16, WIDTH = 64 };
 
-/* ---- packing ---- */
+/* Columns between the rows of a block's own sums, so that rows of a power of two do not meet in the same places of the first cache. */
+enum { APART = 16 };
 
-static ESP_SIMD void narrow_row(uint16_t *restrict to, const float *restrict from, int64_t n)
-{
-    for (int64_t i = 0; i < n; i++) to[i] = esp_f32_to_bf16(from[i]);
-}
+/* ---- packing ---- */
 
 /* Columns of two rows of one dtype (the second may be NULL: zeros) as pairs. */
 static ESP_SIMD void zip_f32(uint32_t *restrict to, const float *restrict x, const float *restrict y, int64_t n)
@@ -44,8 +42,7 @@ static void zip_rows(uint32_t *to, const esp_matrix *x, int64_t p, int64_t k, in
 /* Row of x from col on, n numbers, as bf16 with a zero behind an odd end. */
 static void row_of_pairs(uint16_t *to, const esp_matrix *x, int64_t row, int64_t n)
 {
-    if (x->dtype == ESP_F32) narrow_row(to, at(x, row, 0), n);
-    else memcpy(to, at(x, row, 0), (size_t)n * 2);
+    esp_convert(to, ESP_BF16, at(x, row, 0), x->dtype, n);
     if (n % 2) to[n] = 0;
 }
 
@@ -165,19 +162,14 @@ static void block_sums(const product *p, const uint32_t *a, int64_t m, int64_t j
     p->kernel->leave();
 }
 
-static ESP_SIMD void widen_row(float *restrict to, const uint16_t *restrict from, int64_t n)
-{
-    for (int64_t i = 0; i < n; i++) to[i] = esp_bf16_to_f32(from[i]);
-}
-
 static int product_block(void *context, int64_t block)
 {
     const product *p = context;
     const esp_gemm16_args *g = p->g;
     int64_t i0 = block / p->across * p->mb, j0 = block % p->across * p->nb;
-    int64_t m = esp_min(p->mb, g->m - i0), n = esp_min(p->nb, g->n - j0), own = p->a ? 0 : m * p->pairs;
+    int64_t m = esp_min(p->mb, g->m - i0), n = esp_min(p->nb, g->n - j0), own = p->a ? 0 : m * p->pairs, ldc = n + APART;
     int direct = g->c.dtype == ESP_F32;
-    int64_t bytes = (own + (direct ? 0 : m * n)) * 4;
+    int64_t bytes = (own + (direct ? 0 : m * ldc)) * 4;
     uint32_t *room = bytes ? esp_scratch(bytes) : NULL;
     if (bytes && !room) return ESP_EMEM;
     if (!p->a) rows_of_columns(room, &g->a, g->k, i0, m);
@@ -189,9 +181,9 @@ static int product_block(void *context, int64_t block)
     /* A result in bf16 is rounded once, from f32 sums. */
     float *c = (float *)(void *)(room + own);
     uint16_t *to = (uint16_t *)g->c.data + i0 * g->c.stride + j0;
-    if (g->beta) for (int64_t i = 0; i < m; i++) widen_row(c + i * n, to + i * g->c.stride, n);
-    block_sums(p, a, m, j0, n, c, n, g->beta);
-    for (int64_t i = 0; i < m; i++) narrow_row(to + i * g->c.stride, c + i * n, n);
+    if (g->beta) for (int64_t i = 0; i < m; i++) esp_convert(c + i * ldc, ESP_F32, to + i * g->c.stride, ESP_BF16, n);
+    block_sums(p, a, m, j0, n, c, ldc, g->beta);
+    for (int64_t i = 0; i < m; i++) esp_convert(to + i * g->c.stride, ESP_BF16, c + i * ldc, ESP_F32, n);
     return ESP_OK;
 }
 

@@ -20,7 +20,7 @@ typedef struct esp_span {
 typedef struct esp_lanes {
     /* Sums of a span, n <= ESP_SPAN, and e in `e` (NULL: not kept; may be x). */
     void (*sums)(esp_span *out, float *e, const float *x, float r, int64_t n);
-    /* The same of s and t at once, returning the sum of et (zt - zs), z being the exponents; where et is 0 a term counts nothing. */
+    /* The same of s and t at once, returning the sum of et (zt - zs), z being the exponents; where et is 0 a term counts nothing. es may be s, et t. */
     double (*pair)(esp_span *s_out, esp_span *t_out, float *es, float *et, const float *s, const float *t, float r, int64_t n);
     /* y = a x - b z, y += a x - b z, and y in bf16. y may be x. */
     void (*scale)(float *y, const float *x, const float *z, float a, float b, int64_t n);

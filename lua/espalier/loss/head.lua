@@ -53,28 +53,33 @@ end
 
 local row = { name = "head loss" }
 
---- Tokens of a chunk and of a group. Logits of a chunk of both heads stay in the last cache (16 MiB; whole tiles of 12 rows); their gradients are
--- gathered over a group of about 512 tokens and at most 64 MiB, so that the head's gradient is read and written once a group. OpenBLAS packs the head
--- anew for each chunk, so f32 wants long ones, of at most 64 MiB.
+--- Tokens of a chunk and of a group. Logits of a chunk of both heads in bf16 stay in the last cache (16 MiB; whole tiles, of 12 rows or 32); their
+-- gradients are gathered over a group of about 512 tokens and at most 64 MiB, so that the head's gradient is read and written once a group. OpenBLAS
+-- packs the head anew for each chunk, so f32 wants long ones, of at most 64 MiB.
 function M.cut(N, V, precision)
   if precision ~= "bf16" then
     local chunk = math.min(N, M.chunk, math.max(64, math.floor(2 ^ 24 / V)))
     return chunk, chunk
   end
-  local chunk = math.max(24, math.min(252, math.floor(2 ^ 24 / (8 * V) / 12) * 12))
+  local most = math.min(192, 2 ^ 24 / (4 * V))
+  local tile = most < 96 and 12 or 96
+  local chunk = math.max(24, math.floor(most / tile) * tile)
   local group = math.max(1, math.floor(math.min(512, 2 ^ 25 / V) / chunk)) * chunk
   return math.min(chunk, N), math.min(group, N)
 end
 
--- Buffers of logits, losses and gradients by logits. With one fused term the gradient may overwrite the logits that it came from, or be written as
--- the bf16 that its products would round it to; several terms each need the logits, and so does a cap.
+-- Buffers of logits (s, t), losses and gradients by logits (d). With one fused term the gradient overwrites the logits that it came from; several
+-- terms each need the logits, and so does a cap. KL alone, to be learnt from, reads logits in bf16 and writes the bf16 that the products of its
+-- gradient would round it to; s then holds the whole group.
 local function buffers(e, V, chunk, group, record)
   local fused = #e.terms == 1 and e.terms[1].kind
-  local b = { s = tensor.new { chunk, V }, t = e.teacher_hidden and tensor.new { chunk, V }, loss = tensor.new { chunk } }
+  local half = record and fused == "kl" and e.precision == "bf16" and not e.cap
+  local own = half and not e.teacher_cap and e.teacher_precision == "bf16"
+  local b = { s = half and tensor.new({ group, V }, "bf16") or tensor.new { chunk, V }, loss = tensor.new { chunk },
+    t = e.teacher_hidden and tensor.new({ chunk, V }, own and "bf16" or "f32") }
   if record then
-    if fused == "kl" and e.precision == "bf16" and not e.cap then b.d = tensor.new({ group, V }, "bf16")
-    elseif chunk < group or not fused or fused == "token" or e.cap then b.d = tensor.new { group, V }
-    else b.d = b.s end
+    if half or (chunk == group and fused and fused ~= "token" and not e.cap) then b.d = b.s
+    else b.d = tensor.new { group, V } end
   end
   return b
 end
@@ -94,7 +99,7 @@ function row.forward(inputs, e, record)
     for at = start, start + count - 1, chunk do
       local n = math.min(chunk, start + count - at)
       local function part(x) return tensor.narrow(x, 0, at, n) end
-      local s, t = tensor.narrow(b.s, 0, 0, n), b.t and tensor.narrow(b.t, 0, 0, n)
+      local s, t = tensor.narrow(b.s, 0, b.d == b.s and at - start or 0, n), b.t and tensor.narrow(b.t, 0, 0, n)
       p.forward(s, part(h), head)
       if e.cap then c.softcap(s.c, s.c, e.cap) end
       if t then q.forward(t, part(e.teacher_hidden), teacher_head) end
@@ -109,7 +114,7 @@ function row.forward(inputs, e, record)
   end
   if not e.packed then p.unpack(head) end
   if teacher_head and not e.teacher_packed then q.unpack(teacher_head) end
-  for _, buffer in pairs(b) do buffer:free() end
+  for name, buffer in pairs(b) do if name ~= "d" or buffer ~= b.s then buffer:free() end end
   local result = tensor.new {}
   result:copy_from(total)
   return result, record and { dh = dh or nil, dW = not e.into and dW or nil }, total

@@ -12,7 +12,7 @@ local function head_bytes(teacher, student, tokens, precision)
   local V, d = student.vocab, student.hidden
   local chunk, group = cut(tokens, V, precision)
   if precision ~= "bf16" then return 4 * V * 2 * chunk end
-  return V * (2 * 4 * chunk + 2 * group + 2 * (2 * d + teacher.hidden))
+  return V * (2 * chunk + 2 * group + 2 * (2 * d + teacher.hidden))
 end
 
 --- Bytes that a step over opt.batch rows of opt.length tokens holds at most, by part: the student as given and the copy that is trained; activations
