@@ -213,7 +213,7 @@ enum esp_activation { ESP_SILU = 0, ESP_GELU_TANH = 1, ESP_RELU2 = 2 };
     \
     /* -- distill.c -- */ \
     /* loss[N] = weight[n] * KL(softmax(t[n]/tau) || softmax(s[n]/tau)); ds (or NULL) = its gradient by s = weight/tau * (q - p). \
-     * s, t [N,V] logits. ds may be s, or bf16. No tau^2 factor (Minitron, 2407.14679 section 3). _acc adds to ds, f32 */ \
+     * s, t [N,V] logits, f32 or bf16. ds may be s, or bf16. No tau^2 factor (Minitron, 2407.14679 section 3). _acc adds to ds, f32 */ \
     X(kl, (esp_tensor *loss, esp_tensor *ds, const esp_tensor *s, const esp_tensor *t, const esp_tensor *weight, double tau)) \
     X(kl_acc, (esp_tensor *loss, esp_tensor *ds, const esp_tensor *s, const esp_tensor *t, const esp_tensor *weight, double tau)) \
     \
