@@ -6,7 +6,7 @@
 #include "gemm16.h"
 
 /* A block of C is at most BLOCK_ROWS x BLOCK_COLS; PAIRS of k at a time keep a panel of B (24 KiB) in the first cache and a block of A in the second. */
-enum { BLOCK_ROWS = 192, BLOCK_COLS = 512, PAIRS = 192, PACK_PANELS = 4, CONVERT_ROWS = 16, WIDTH = 64 };
+enum { BLOCK_ROWS = 192, BLOCK_COLS = 512, PAIRS = 256, PACK_PANELS = 4, CONVERT_ROWS = 16, WIDTH = 64 };
 
 /* Columns between the rows of a block's own sums, so that rows of a power of two do not meet in the same places of the first cache. */
 enum { APART = 16 };

@@ -105,6 +105,8 @@ static inline __attribute__((always_inline)) ESP_AVX512_BF16 void tile(const int
                                                                        const uint32_t *b, float *c, int64_t ldc, int n, int add)
 {
     __m512 s0[ROWS], s1[ROWS];
+    /* What the sums are added to is on its way while they are made. */
+    for (int i = 0; add && i < rows; i++) __builtin_prefetch(c + i * ldc, 1), __builtin_prefetch(c + i * ldc + n - 1, 1);
 #pragma GCC unroll 12
     for (int i = 0; i < rows; i++) s0[i] = s1[i] = _mm512_setzero_ps();
     for (int64_t p = 0; p < pairs; p++, a++, b += ESP_TILE_COLS) {
