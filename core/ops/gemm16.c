@@ -8,8 +8,8 @@
 /* A block of C is at most BLOCK_ROWS x BLOCK_COLS; PAIRS of k at a time keep a panel of B (24 KiB) in the first cache and a block of A in the second. */
 enum { BLOCK_ROWS = 192, BLOCK_COLS = 512, PAIRS = 256, PACK_PANELS = 4, CONVERT_ROWS = 16, WIDTH = 64 };
 
-/* Columns between the rows of a block's own sums, so that rows of a power of two do not meet in the same places of the first cache. */
-enum { APART = 16 };
+/* Numbers of 32 bits in a cache line. */
+enum { LINE = 16 };
 
 /* ---- packing ---- */
 
@@ -49,7 +49,7 @@ static void row_of_pairs(uint16_t *to, const esp_matrix *x, int64_t row, int64_t
 typedef struct packing {
     uint32_t *to;
     esp_matrix x;
-    int64_t k, n, pairs;
+    int64_t k, n, pairs, ld;              /* ld: from row to row of A's pairs */
 } packing;
 
 /* to[c * ldt + r] = from[r * ldf + c], rows x cols pairs. */
@@ -108,12 +108,12 @@ static int convert_rows(void *context, int64_t block)
 {
     const packing *g = context;
     int64_t end = esp_min((block + 1) * CONVERT_ROWS, g->n);
-    for (int64_t i = block * CONVERT_ROWS; i < end; i++) row_of_pairs((uint16_t *)(void *)(g->to + i * g->pairs), &g->x, i, g->k);
+    for (int64_t i = block * CONVERT_ROWS; i < end; i++) row_of_pairs((uint16_t *)(void *)(g->to + i * g->ld), &g->x, i, g->k);
     return ESP_OK;
 }
 
-/* Columns col .. col+n-1 of A stored [k,m] as rows of pairs: sixteen pairs of rows at a time are zipped and turned over. */
-static void rows_of_columns(uint32_t *to, const esp_matrix *x, int64_t k, int64_t col, int64_t n)
+/* Columns col .. col+n-1 of A stored [k,m] as rows of pairs, ld apart: sixteen pairs of rows at a time are zipped and turned over. */
+static void rows_of_columns(uint32_t *to, int64_t ld, const esp_matrix *x, int64_t k, int64_t col, int64_t n)
 {
     int64_t pairs = esp_ceil_div(k, 2);
     uint32_t zipped[16 * WIDTH];
@@ -122,7 +122,7 @@ static void rows_of_columns(uint32_t *to, const esp_matrix *x, int64_t k, int64_
         for (int64_t p = 0; p < pairs; p += 16) {
             int64_t rows = esp_min(16, pairs - p);
             for (int64_t q = 0; q < rows; q++) zip_rows(zipped + q * WIDTH, x, p + q, k, col + c, width);
-            transpose(to + c * pairs + p, pairs, zipped, WIDTH, rows, width);
+            transpose(to + c * ld + p, ld, zipped, WIDTH, rows, width);
         }
     }
 }
@@ -131,7 +131,7 @@ static int turn_block(void *context, int64_t block)
 {
     const packing *g = context;
     int64_t col = block * WIDTH;
-    rows_of_columns(g->to + col * g->pairs, &g->x, g->k, col, esp_min(WIDTH, g->n - col));
+    rows_of_columns(g->to + col * g->ld, g->ld, &g->x, g->k, col, esp_min(WIDTH, g->n - col));
     return ESP_OK;
 }
 
@@ -167,12 +167,12 @@ static int product_block(void *context, int64_t block)
     const product *p = context;
     const esp_gemm16_args *g = p->g;
     int64_t i0 = block / p->across * p->mb, j0 = block % p->across * p->nb;
-    int64_t m = esp_min(p->mb, g->m - i0), n = esp_min(p->nb, g->n - j0), own = p->a ? 0 : m * p->pairs, ldc = n + APART;
+    int64_t m = esp_min(p->mb, g->m - i0), n = esp_min(p->nb, g->n - j0), own = p->a ? 0 : m * p->lda, ldc = n + LINE;
     int direct = g->c.dtype == ESP_F32;
     int64_t bytes = (own + (direct ? 0 : m * ldc)) * 4;
     uint32_t *room = bytes ? esp_scratch(bytes) : NULL;
     if (bytes && !room) return ESP_EMEM;
-    if (!p->a) rows_of_columns(room, &g->a, g->k, i0, m);
+    if (!p->a) rows_of_columns(room, p->lda, &g->a, g->k, i0, m);
     const uint32_t *a = p->a ? p->a + i0 * p->lda : room;
     if (direct) {
         block_sums(p, a, m, j0, n, (float *)g->c.data + i0 * g->c.stride + j0, g->c.stride, g->beta);
@@ -205,14 +205,15 @@ static void cut(product *p)
 static int pairs_of_a(product *p, uint32_t **copy)
 {
     const esp_gemm16_args *g = p->g;
-    p->lda = p->pairs;
+    /* Copied rows are an odd number of cache lines apart: those of a power of two would meet in the same places of the first cache. */
+    p->lda = esp_ceil_div(p->pairs, LINE) * LINE | LINE;
     if (!g->ta && g->a.dtype == ESP_BF16 && g->k % 2 == 0 && g->a.stride % 2 == 0 && (uintptr_t)g->a.data % 4 == 0) {
         p->a = g->a.data, p->lda = g->a.stride / 2;
         return ESP_OK;
     }
     if (g->ta && p->across == 1) return ESP_OK;
-    if (!(*copy = esp_malloc(g->m * p->pairs * 4))) return ESP_EMEM;
-    packing c = {.to = *copy, .x = g->a, .k = g->k, .n = g->m, .pairs = p->pairs};
+    if (!(*copy = esp_malloc(g->m * p->lda * 4))) return ESP_EMEM;
+    packing c = {.to = *copy, .x = g->a, .k = g->k, .n = g->m, .pairs = p->pairs, .ld = p->lda};
     p->a = *copy;
     return esp_parallel(esp_ceil_div(g->m, g->ta ? WIDTH : CONVERT_ROWS), g->ta ? turn_block : convert_rows, &c);
 }
