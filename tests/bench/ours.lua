@@ -6,8 +6,9 @@
 -- student forward and backward with KL over the whole vocabulary, clipping, AdamW, the student trained in place; the teacher is kept in the precision
 -- as one that was opened is (its products round its weights in any case). calibrate: importance.measure with all that it collects. eval: NLL
 -- of every next token. decode: greedy, batch 1, with the cache. bandwidth: y += x over 2 x 256 MiB, and the sum of x (`read`), as decoding only
--- reads. peak: a large matrix product alone. views: forward through a slice of a sorted teacher, of the student's hidden and ffn, and through the
--- same model materialized, in turns. Two steps warm up; memory is the peak of the process less what it held before the models were made.
+-- reads. peak: a large matrix product alone. views: forward, and forward and backward, through a slice of a sorted teacher, of the student's
+-- hidden and ffn, and through the same model materialized, in turns. Two steps warm up; memory is the peak of the process less what it held before
+-- the models were made.
 
 local esp = require "espalier"
 local C = esp.ffi.C
@@ -110,19 +111,26 @@ function work.views()
   local stats = esp.importance.measure(teacher, { rows[1] }, { quiet = true })
   local slice = esp.slice(esp.sort(teacher, stats):in_precision(opt.precision), { hidden = size.student[1], ffn = size.student[2] })
   local dense, batch = slice:materialize(), esp.tensor.of(rows, { dtype = "i32" })
-  -- The decoder itself: slices keep streams of layers that they share.
-  local function seconds(m)
+  local both = { slice, dense }
+  for _, m in ipairs(both) do for _, p in pairs(m:parameters()) do p:requires_grad_() end end
+  -- The decoder itself: slices keep streams of layers that they share. Forward alone, or the gradients of all weights too.
+  local function seconds(m, backward)
     local start = C.esp_clock()
-    esp.no_grad(esp.scope, function() m.decoder:forward(batch) end)
+    if backward then esp.scope(function() m.decoder:forward(batch):sum():backward() end)
+    else esp.no_grad(esp.scope, function() m.decoder:forward(batch) end) end
     return C.esp_clock() - start
   end
-  local ratios = {}
+  local ratios = { {}, {} }
   local times = timed(function()
-    local own, copied = seconds(slice), seconds(dense)
-    ratios[#ratios + 1] = copied / own
+    local own
+    for i, backward in ipairs { false, true } do
+      local time = seconds(slice, backward)
+      ratios[i][#ratios[i] + 1] = seconds(dense, backward) / time
+      own = own or time
+    end
     return own
   end)
-  return times, size.batch * size.seq, { of_dense = (median(ratios)) }
+  return times, size.batch * size.seq, { of_dense = (median(ratios[1])), of_dense_with_backward = (median(ratios[2])) }
 end
 
 if opt.profile then

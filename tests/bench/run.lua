@@ -108,6 +108,14 @@ local function decoding()
   end
 end
 
+local function views(shape)
+  for _, precision in ipairs { "bf16", "f32" } do
+    local r = ours("views", shape, precision)
+    say("| views %s, %s | %.0f %% of the speed of a dense model forward, %.0f %% forward and backward |", shape, precision, 100 * r.of_dense,
+      100 * r.of_dense_with_backward)
+  end
+end
+
 local function profile(shape)
   local out = os.tmpname()
   process.start({ program, "tests/bench/ours.lua", "profile=true", "shape=" .. shape, "steps=" .. opt.steps }, out):wait()
@@ -125,6 +133,7 @@ for _, shape in ipairs(opt.shapes) do
   for _, work in ipairs(opt.works) do one_work(work, shape) end
 end
 decoding()
+for _, shape in ipairs(opt.shapes) do views(shape) end
 for _, shape in ipairs(opt.shapes) do profile(shape) end
 file.make(opt.results)
 file.write(file.join(opt.results, (name:lower():gsub("%W+", "-")) .. ".md"), table.concat(lines, "\n") .. "\n")
