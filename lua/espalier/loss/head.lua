@@ -54,7 +54,7 @@ end
 local row = { name = "head loss" }
 
 --- Tokens of a chunk and of a group. Logits of a chunk of both heads in bf16 stay in the last cache (16 MiB; whole tiles, of 12 rows or 32); their
--- gradients are gathered over a group of about 512 tokens and at most 64 MiB, so that the head's gradient is read and written once a group. OpenBLAS
+-- gradients are gathered over a group of about 288 tokens and at most 64 MiB, so that the head's gradient is read and written once a group. OpenBLAS
 -- packs the head anew for each chunk, so f32 wants long ones, of at most 64 MiB.
 function M.cut(N, V, precision)
   if precision ~= "bf16" then
@@ -64,7 +64,7 @@ function M.cut(N, V, precision)
   local most = math.min(192, 2 ^ 24 / (4 * V))
   local tile = most < 96 and 12 or 96
   local chunk = math.max(24, math.floor(most / tile) * tile)
-  local group = math.max(1, math.floor(math.min(512, 2 ^ 25 / V) / chunk)) * chunk
+  local group = math.max(1, math.floor(math.min(288, 2 ^ 25 / V) / chunk)) * chunk
   return math.min(chunk, N), math.min(group, N)
 end
 
