@@ -14,14 +14,15 @@ typedef struct tile_config {
 } tile_config;
 
 #if ESP_HAVE_X86 && !defined TILE_ZERO
-#include <immintrin.h>
-#define AMX __attribute__((target("amx-tile,amx-bf16,avx512f")))
-#define TILE_CONFIGURE(config) _tile_loadconfig(config)
-#define TILE_RELEASE() _tile_release()
-#define TILE_ZERO(t) _tile_zero(t)
-#define TILE_LOAD(t, from, stride) _tile_loadd(t, from, stride)
-#define TILE_STORE(t, to, stride) _tile_stored(t, to, stride)
-#define TILE_DOT(c, a, b) _tile_dpbf16ps(c, a, b)
+/* Not the intrinsics of immintrin.h: up to GCC 12.3 and 13.2 _tile_loadconfig says that it reads 8 of the 64 bytes, and _tile_loadd that it reads
+ * none, so that the stores before them are dropped or moved. */
+#define AMX __attribute__((target("avx512f")))
+#define TILE_CONFIGURE(config) __asm__ volatile("ldtilecfg %0" : : "m"(*(config)))
+#define TILE_RELEASE() __asm__ volatile("tilerelease")
+#define TILE_ZERO(t) __asm__ volatile("tilezero %%tmm" #t : :)
+#define TILE_LOAD(t, from, stride) __asm__ volatile("tileloadd (%0,%1,1), %%tmm" #t : : "r"(from), "r"((int64_t)(stride)) : "memory")
+#define TILE_STORE(t, to, stride) __asm__ volatile("tilestored %%tmm" #t ", (%0,%1,1)" : : "r"(to), "r"((int64_t)(stride)) : "memory")
+#define TILE_DOT(c, a, b) __asm__ volatile("tdpbf16ps %%tmm" #b ", %%tmm" #a ", %%tmm" #c : :)
 #elif !defined AMX
 #define AMX
 #endif
