@@ -1,12 +1,12 @@
 /* The tile of a bf16 product in AMX: 32 x 32 sums in four tile registers, fed by two of A and two of B, sixteen pairs of k at a time.
  *
- * What does not fill a register (rows, columns, the last pairs) goes through padded copies. The instructions are named by macros, so that a test
+ * Registers take the size of a smaller tile; only the last pairs of k go through padded copies. The instructions are named by macros, so that a test
  * can put plain C in their place and run this file on any machine. */
 #include "gemm16.h"
 
 enum { SIDE = 16, ROWS = 2 * SIDE };
 
-/* The memory that a tile register is configured by (Intel SDM, LDTILECFG): here eight tiles of 16 rows of 64 bytes. */
+/* The memory that a tile register is configured by (Intel SDM, LDTILECFG). */
 typedef struct tile_config {
     uint8_t palette, start_row, reserved[14];
     uint16_t row_bytes[16];
@@ -28,73 +28,73 @@ typedef struct tile_config {
 #endif
 
 #ifdef TILE_ZERO
-static AMX void enter(void)
+/* Sums of m rows and n columns: registers 0 and 1 above 2 and 3, A's rows in 4 and 5, B's columns in 6 and 7. What a register does not hold is
+ * neither read nor written. */
+static AMX void configure(int m, int n)
 {
     tile_config config = {.palette = 1};
     for (int i = 0; i < 8; i++) config.row_bytes[i] = 4 * SIDE, config.rows[i] = SIDE;
+    for (int half = 0; half < 2; half++) {
+        int rows = m - half * SIDE, cols = n - half * SIDE;
+        if (rows > 0 && rows < SIDE) config.rows[2 * half] = config.rows[2 * half + 1] = config.rows[4 + half] = (uint8_t)rows;
+        if (cols > 0 && cols < SIDE) config.row_bytes[half] = config.row_bytes[2 + half] = config.row_bytes[6 + half] = (uint16_t)(4 * cols);
+    }
     TILE_CONFIGURE(&config);
 }
 
+static AMX void enter(void) { configure(ROWS, ESP_TILE_COLS); }
 static AMX void leave(void) { TILE_RELEASE(); }
 
-/* rows x cols pairs of `from` in a block of `height` x `width` whose rest is zeros. */
-static const uint32_t *padded(uint32_t *room, int64_t height, int64_t width, const uint32_t *from, int64_t stride, int64_t rows, int64_t cols)
-{
-    for (int64_t i = 0; i < height; i++) {
-        int64_t n = i < rows ? cols : 0;
-        for (int64_t j = 0; j < n; j++) room[i * width + j] = from[i * stride + j];
-        for (int64_t j = n; j < width; j++) room[i * width + j] = 0;
-    }
-    return room;
-}
-
-static AMX void sums(int64_t pairs, const uint32_t *a, int64_t lda, const uint32_t *b, int m)
+static AMX void sums(int64_t pairs, const uint32_t *a, int64_t lda, const uint32_t *b, int m, int n)
 {
     uint32_t rows[ROWS * SIDE], panel[SIDE * ESP_TILE_COLS];
     for (int64_t p = 0; p < pairs; p += SIDE, a += SIDE, b += SIDE * ESP_TILE_COLS) {
-        int64_t n = esp_min(SIDE, pairs - p), step = lda;
+        int64_t have = pairs - p, step = lda;
         const uint32_t *x = a, *y = b;
-        if (m < ROWS || n < SIDE) x = padded(rows, ROWS, SIDE, a, lda, m, n), step = SIDE;
-        if (n < SIDE) y = padded(panel, SIDE, ESP_TILE_COLS, b, ESP_TILE_COLS, n, ESP_TILE_COLS);
+        if (have < SIDE) {
+            /* The last pairs, and zeros behind them. */
+            for (int i = 0; i < m; i++) for (int j = 0; j < SIDE; j++) rows[i * SIDE + j] = j < have ? a[i * lda + j] : 0;
+            for (int i = 0; i < SIDE * ESP_TILE_COLS; i++) panel[i] = i < have * ESP_TILE_COLS ? b[i] : 0;
+            x = rows, y = panel, step = SIDE;
+        }
         TILE_LOAD(4, x, step * 4);
-        TILE_LOAD(5, x + SIDE * step, step * 4);
         TILE_LOAD(6, y, ESP_TILE_COLS * 4);
-        TILE_LOAD(7, y + SIDE, ESP_TILE_COLS * 4);
         TILE_DOT(0, 4, 6);
-        TILE_DOT(1, 4, 7);
-        TILE_DOT(2, 5, 6);
-        TILE_DOT(3, 5, 7);
+        if (n > SIDE) {
+            TILE_LOAD(7, y + SIDE, ESP_TILE_COLS * 4);
+            TILE_DOT(1, 4, 7);
+        }
+        if (m > SIDE) {
+            TILE_LOAD(5, x + SIDE * step, step * 4);
+            TILE_DOT(2, 5, 6);
+            if (n > SIDE) TILE_DOT(3, 5, 7);
+        }
     }
 }
 
 static AMX void tile_amx(int64_t pairs, const uint32_t *a, int64_t lda, const uint32_t *b, float *c, int64_t ldc, int m, int n, int add)
 {
-    float room[ROWS * ESP_TILE_COLS], *to = c;
-    int64_t step = ldc;
-    int whole = m == ROWS && n == ESP_TILE_COLS;
-    if (!whole) {
-        to = room, step = ESP_TILE_COLS;
-        for (int i = 0; i < ROWS * ESP_TILE_COLS; i++) room[i] = 0;
-        for (int i = 0; add && i < m; i++) for (int j = 0; j < n; j++) room[i * step + j] = c[i * ldc + j];
-    }
+    int tall = m > SIDE, wide = n > SIDE, whole = m == ROWS && n == ESP_TILE_COLS;
+    float *below = c + SIDE * ldc;
+    if (!whole) configure(m, n);
+    TILE_ZERO(0);
+    TILE_ZERO(1);
+    TILE_ZERO(2);
+    TILE_ZERO(3);
     if (add) {
-        TILE_LOAD(0, to, step * 4);
-        TILE_LOAD(1, to + SIDE, step * 4);
-        TILE_LOAD(2, to + SIDE * step, step * 4);
-        TILE_LOAD(3, to + SIDE * step + SIDE, step * 4);
-    } else {
-        TILE_ZERO(0);
-        TILE_ZERO(1);
-        TILE_ZERO(2);
-        TILE_ZERO(3);
+        TILE_LOAD(0, c, ldc * 4);
+        if (wide) TILE_LOAD(1, c + SIDE, ldc * 4);
+        if (tall) TILE_LOAD(2, below, ldc * 4);
+        if (tall && wide) TILE_LOAD(3, below + SIDE, ldc * 4);
     }
-    sums(pairs, a, lda, b, m);
-    TILE_STORE(0, to, step * 4);
-    TILE_STORE(1, to + SIDE, step * 4);
-    TILE_STORE(2, to + SIDE * step, step * 4);
-    TILE_STORE(3, to + SIDE * step + SIDE, step * 4);
-    for (int i = 0; !whole && i < m; i++) for (int j = 0; j < n; j++) c[i * ldc + j] = room[i * step + j];
+    sums(pairs, a, lda, b, m, n);
+    TILE_STORE(0, c, ldc * 4);
+    if (wide) TILE_STORE(1, c + SIDE, ldc * 4);
+    if (tall) TILE_STORE(2, below, ldc * 4);
+    if (tall && wide) TILE_STORE(3, below + SIDE, ldc * 4);
+    if (!whole) configure(ROWS, ESP_TILE_COLS);
 }
+
 const esp_kernel16 esp_kernel16_amx = {ROWS, tile_amx, enter, leave};
 #else
 /* No machine that this was built for has AMX; esp_isa never names it. */
