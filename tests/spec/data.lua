@@ -133,27 +133,18 @@ end)
 
 local codes = { uint8 = { 1, 1 }, int8 = { 2, 1 }, int16 = { 3, 2 }, int32 = { 4, 4 }, int64 = { 5, 8 }, uint16 = { 8, 2 } }
 
-local function little(v, bytes)
-  local out = {}
-  for i = 1, bytes do
-    out[i] = string.char(v % 256)
-    v = math.floor(v / 256)
-  end
-  return table.concat(out)
-end
-
 -- Writes a pair of sequences (lists of ids); documents: where each begins, and the end. change(parts) damages the index.
 local function megatron(prefix, dtype, sequences, documents, change)
   local code, size = unpack(codes[dtype] or { 6, 8 })
   local bin, lengths, pointers, bounds, at = {}, {}, {}, {}, 0
   for i, s in ipairs(sequences) do
-    lengths[i], pointers[i] = little(#s, 4), little(at, 8)
-    for _, id in ipairs(s) do bin[#bin + 1] = little(id, size) end
+    lengths[i], pointers[i] = t.little(#s, 4), t.little(at, 8)
+    for _, id in ipairs(s) do bin[#bin + 1] = t.little(id, size) end
     at = at + #s * size
   end
-  for i, d in ipairs(documents) do bounds[i] = little(d, 8) end
-  local parts = { magic = "MMIDIDX\0\0", version = little(1, 8), code = little(code, 1), sequences = little(#sequences, 8),
-    documents = little(#documents, 8), lengths = table.concat(lengths), pointers = table.concat(pointers), bounds = table.concat(bounds), rest = "",
+  for i, d in ipairs(documents) do bounds[i] = t.little(d, 8) end
+  local parts = { magic = "MMIDIDX\0\0", version = t.little(1, 8), code = t.little(code, 1), sequences = t.little(#sequences, 8),
+    documents = t.little(#documents, 8), lengths = table.concat(lengths), pointers = table.concat(pointers), bounds = table.concat(bounds), rest = "",
     bin = table.concat(bin) }
   if change then change(parts) end
   t.write(prefix .. ".bin", parts.bin)
@@ -191,27 +182,27 @@ t.test("a hostile or damaged Megatron index is refused in one sentence", functio
     t.ok(message:find("m.idx", 1, true) and not message:find "\n", message)
   end
   refused("does not begin with MMIDIDX", function(p) p.magic = "MMIDIDY\0\0" end)
-  refused("version 2", function(p) p.version = little(2, 8) end)
+  refused("version 2", function(p) p.version = t.little(2, 8) end)
   refused("dtype code 9", function(p) p.code = "\9" end)
   refused("dtype code 0", function(p) p.code = "\0" end)
   refused("its numbers are float64", nil, "float64")
   refused("its numbers are float32", function(p) p.code = "\7" end)
-  refused("4 sequences", function(p) p.sequences = little(4, 8) end)
+  refused("4 sequences", function(p) p.sequences = t.little(4, 8) end)
   refused("claims", function(p) p.sequences = string.rep("\255", 8) end)
   refused("claims", function(p) p.sequences = string.rep("\255", 7) .. "\127" end)
   refused("claims", function(p) p.documents = string.rep("\255", 7) .. "\127" end)
-  refused("claims", function(p) p.documents = little(0, 8) end)
+  refused("claims", function(p) p.documents = t.little(0, 8) end)
   refused("claims", function(p) p.bounds = p.bounds:sub(1, -2) end)
   refused("multimodal", function(p) p.rest = "\0\0\0" end)
   refused("5 bytes behind the lists", function(p) p.rest = "12345" end)
   refused("has the length -1", function(p) p.lengths = string.rep("\255", 4) .. p.lengths:sub(5) end)
-  refused("begins at byte 13", function(p) p.pointers = p.pointers:sub(1, 8) .. little(13, 8) .. p.pointers:sub(17) end)
+  refused("begins at byte 13", function(p) p.pointers = p.pointers:sub(1, 8) .. t.little(13, 8) .. p.pointers:sub(17) end)
   refused("the .bin has 23 bytes", function(p) p.bin = p.bin:sub(1, -2) end)
   refused("the .bin has 25 bytes", function(p) p.bin = p.bin .. "x" end)
-  refused("document 0 begins at sequence 1", function(p) p.bounds = little(1, 8) .. p.bounds:sub(9) end)
-  refused("document 2 begins at sequence 1", function(p) p.bounds = little(0, 8) .. little(2, 8) .. little(1, 8) end)
-  refused("document 1 begins at sequence 9", function(p) p.bounds = little(0, 8) .. little(9, 8) .. little(3, 8) end)
-  refused("the documents end at sequence 2", function(p) p.bounds = little(0, 8) .. little(1, 8) .. little(2, 8) end)
+  refused("document 0 begins at sequence 1", function(p) p.bounds = t.little(1, 8) .. p.bounds:sub(9) end)
+  refused("document 2 begins at sequence 1", function(p) p.bounds = t.little(0, 8) .. t.little(2, 8) .. t.little(1, 8) end)
+  refused("document 1 begins at sequence 9", function(p) p.bounds = t.little(0, 8) .. t.little(9, 8) .. t.little(3, 8) end)
+  refused("the documents end at sequence 2", function(p) p.bounds = t.little(0, 8) .. t.little(1, 8) .. t.little(2, 8) end)
   megatron(prefix, "int32", sequences, documents)
   local index = t.read(prefix .. ".idx")
   for n = 0, #index - 1, 3 do

@@ -114,7 +114,7 @@ function row.forward(inputs, e, record)
   end
   if not e.packed then p.unpack(head) end
   if teacher_head and not e.teacher_packed then q.unpack(teacher_head) end
-  for name, buffer in pairs(b) do if name ~= "d" or buffer ~= b.s then buffer:free() end end
+  for _, buffer in pairs(b) do buffer:free() end
   local result = tensor.new {}
   result:copy_from(total)
   return result, record and { dh = dh or nil, dW = not e.into and dW or nil }, total
