@@ -14,8 +14,8 @@ typedef struct tile_config {
 } tile_config;
 
 #if ESP_HAVE_X86 && !defined TILE_ZERO
-/* Not the intrinsics of immintrin.h: up to GCC 12.3 and 13.2 _tile_loadconfig says that it reads 8 of the 64 bytes, and _tile_loadd that it reads
- * none, so that the stores before them are dropped or moved. */
+/* Not the intrinsics of immintrin.h: GCC 12's _tile_loadconfig says that it reads 8 of the 64 bytes, and its _tile_loadd that it reads none, so that
+ * the stores before them are dropped or moved. */
 #define AMX __attribute__((target("avx512f")))
 #define TILE_CONFIGURE(config) __asm__ volatile("ldtilecfg %0" : : "m"(*(config)))
 #define TILE_RELEASE() __asm__ volatile("tilerelease")
