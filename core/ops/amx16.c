@@ -72,26 +72,30 @@ static AMX void sums(int64_t pairs, const uint32_t *a, int64_t lda, const uint32
     }
 }
 
-static AMX void tile_amx(int64_t pairs, const uint32_t *a, int64_t lda, const uint32_t *b, float *c, int64_t ldc, int m, int n, int add)
+static AMX void tile_amx(int64_t pairs, const uint32_t *a, int64_t lda, const uint32_t *b, esp_sums to, int m, int n)
 {
     int tall = m > SIDE, wide = n > SIDE, whole = m == ROWS && n == ESP_TILE_COLS;
-    float *below = c + SIDE * ldc;
+    float exact[ROWS * ESP_TILE_COLS];
     if (!whole) configure(m, n);
     TILE_ZERO(0);
     TILE_ZERO(1);
     TILE_ZERO(2);
     TILE_ZERO(3);
-    if (add) {
-        TILE_LOAD(0, c, ldc * 4);
-        if (wide) TILE_LOAD(1, c + SIDE, ldc * 4);
-        if (tall) TILE_LOAD(2, below, ldc * 4);
-        if (tall && wide) TILE_LOAD(3, below + SIDE, ldc * 4);
+    if (to.add) {
+        const float *below = to.c + SIDE * to.ldc;
+        TILE_LOAD(0, to.c, to.ldc * 4);
+        if (wide) TILE_LOAD(1, to.c + SIDE, to.ldc * 4);
+        if (tall) TILE_LOAD(2, below, to.ldc * 4);
+        if (tall && wide) TILE_LOAD(3, below + SIDE, to.ldc * 4);
     }
     sums(pairs, a, lda, b, m, n);
+    float *c = to.rounded ? exact : to.c;
+    int64_t ldc = to.rounded ? ESP_TILE_COLS : to.ldc;
     TILE_STORE(0, c, ldc * 4);
     if (wide) TILE_STORE(1, c + SIDE, ldc * 4);
-    if (tall) TILE_STORE(2, below, ldc * 4);
-    if (tall && wide) TILE_STORE(3, below + SIDE, ldc * 4);
+    if (tall) TILE_STORE(2, c + SIDE * ldc, ldc * 4);
+    if (tall && wide) TILE_STORE(3, c + SIDE * ldc + SIDE, ldc * 4);
+    for (int i = 0; to.rounded && i < m; i++) esp_convert(to.rounded + i * to.ld, ESP_BF16, exact + i * ESP_TILE_COLS, ESP_F32, n);
     if (!whole) configure(ROWS, ESP_TILE_COLS);
 }
 

@@ -125,7 +125,8 @@ static void add_to_keys(const backward *f, const room *r, const esp_queries *x, 
         int64_t skip = esp_max_of(0, row - x->t0) / per;
         for (int64_t c = 0; c < r->size; c += ESP_PANEL) {
             f->kernel->tile(words - skip, p + (row - s0) * stride + skip, stride, plain + (c / ESP_PANEL * words + skip) * ESP_PANEL,
-                         sum + (row - s0) * r->padded + c, r->padded, (int)(end - row), (int)esp_min(ESP_PANEL, r->size - c), 1);
+                            (esp_sums){.c = sum + (row - s0) * r->padded + c, .ldc = r->padded, .add = 1}, (int)(end - row),
+                            (int)esp_min(ESP_PANEL, r->size - c));
         }
     }
 }

@@ -5,11 +5,12 @@
 #include "backend.h"
 #include "gemm16.h"
 
-/* A block of C is at most BLOCK_ROWS x BLOCK_COLS; PAIRS of k at a time keep a panel of B (24 KiB) in the first cache and a block of A in the second. */
-enum { BLOCK_ROWS = 192, BLOCK_COLS = 512, PAIRS = 256, PACK_PANELS = 4, CONVERT_ROWS = 16, WIDTH = 64 };
+/* A block of C is at most BLOCK_ROWS x BLOCK_COLS and, where that makes more of them, at least LEAST_ROWS x LEAST_COLS. PAIRS of k at a time keep a
+ * block of A and a panel of B in a second cache of 1 MiB; fewer make sums wait in memory more often, which costs more than a better place. */
+enum { BLOCK_ROWS = 144, BLOCK_COLS = 512, PAIRS = 1024, LEAST_ROWS = 96, LEAST_COLS = 64, PACK_PANELS = 4, CONVERT_ROWS = 16, WIDTH = 64 };
 
-/* Numbers of 32 bits in a cache line. */
-enum { LINE = 16 };
+/* Numbers of 32 bits in a cache line, and in what the places of a first cache repeat after. */
+enum { LINE = 16, REPEAT = 1024 };
 
 /* ---- packing ---- */
 
@@ -141,21 +142,29 @@ typedef struct product {
     const esp_gemm16_args *g;
     const esp_kernel16 *kernel;
     const uint32_t *a, *b;                /* a: rows of pairs, or NULL where a block makes its own */
-    int64_t lda, pairs, mb, nb, across;
+    int64_t lda, pairs, down, across;     /* down x across blocks of C */
 } product;
 
-/* A block of C, m rows from those of a, over all k; c is f32. */
-static void block_sums(const product *p, const uint32_t *a, int64_t m, int64_t j0, int64_t n, float *c, int64_t ldc, int add)
+/* Where part i of n numbers begins if they are cut as evenly as units allow. */
+static int64_t bound(int64_t n, int64_t unit, int64_t parts, int64_t i)
+{
+    return esp_min(esp_ceil_div(n, unit) * i / parts * unit, n);
+}
+
+/* A block of C, m rows from those of a, over all k; where it is rounded the sums are gathered in c before. */
+static void block_sums(const product *p, const uint32_t *a, int64_t m, int64_t j0, int64_t n, esp_sums to)
 {
     int rows = p->kernel->rows;
     p->kernel->enter();
     for (int64_t q = 0; q < p->pairs; q += PAIRS) {
         int64_t pairs = esp_min(PAIRS, p->pairs - q);
+        int last = q + pairs == p->pairs;
         for (int64_t j = 0; j < n; j += ESP_TILE_COLS) {
             const uint32_t *b = p->b + ((j0 + j) / ESP_TILE_COLS * p->pairs + q) * ESP_TILE_COLS;
             for (int64_t i = 0; i < m; i += rows) {
-                p->kernel->tile(pairs, a + i * p->lda + q, p->lda, b, c + i * ldc + j, ldc, (int)esp_min(rows, m - i),
-                                (int)esp_min(ESP_TILE_COLS, n - j), add || q > 0);
+                esp_sums part = {.c = to.c ? to.c + i * to.ldc + j : NULL, .ldc = to.ldc, .add = to.add || q > 0,
+                                 .rounded = to.rounded && last ? to.rounded + i * to.ld + j : NULL, .ld = to.ld};
+                p->kernel->tile(pairs, a + i * p->lda + q, p->lda, b, part, (int)esp_min(rows, m - i), (int)esp_min(ESP_TILE_COLS, n - j));
             }
         }
     }
@@ -166,38 +175,40 @@ static int product_block(void *context, int64_t block)
 {
     const product *p = context;
     const esp_gemm16_args *g = p->g;
-    int64_t i0 = block / p->across * p->mb, j0 = block % p->across * p->nb;
-    int64_t m = esp_min(p->mb, g->m - i0), n = esp_min(p->nb, g->n - j0), own = p->a ? 0 : m * p->lda, ldc = n + LINE;
-    int direct = g->c.dtype == ESP_F32;
-    int64_t bytes = (own + (direct ? 0 : m * ldc)) * 4;
+    int64_t row = block / p->across, col = block % p->across, rows = p->kernel->rows;
+    int64_t i0 = bound(g->m, rows, p->down, row), m = bound(g->m, rows, p->down, row + 1) - i0;
+    int64_t j0 = bound(g->n, ESP_TILE_COLS, p->across, col), n = bound(g->n, ESP_TILE_COLS, p->across, col + 1) - j0;
+    int64_t own = p->a ? 0 : m * p->lda, ldc = n + LINE;
+    int exact = g->c.dtype == ESP_F32, gathered = !exact && (g->beta || p->pairs > PAIRS);
+    int64_t bytes = (own + gathered * m * ldc) * 4;
     uint32_t *room = bytes ? esp_scratch(bytes) : NULL;
     if (bytes && !room) return ESP_EMEM;
     if (!p->a) rows_of_columns(room, p->lda, &g->a, g->k, i0, m);
     const uint32_t *a = p->a ? p->a + i0 * p->lda : room;
-    if (direct) {
-        block_sums(p, a, m, j0, n, (float *)g->c.data + i0 * g->c.stride + j0, g->c.stride, g->beta);
+    if (exact) {
+        block_sums(p, a, m, j0, n, (esp_sums){.c = (float *)g->c.data + i0 * g->c.stride + j0, .ldc = g->c.stride, .add = g->beta});
         return ESP_OK;
     }
     /* A result in bf16 is rounded once, from f32 sums. */
-    float *c = (float *)(void *)(room + own);
-    uint16_t *to = (uint16_t *)g->c.data + i0 * g->c.stride + j0;
-    if (g->beta) for (int64_t i = 0; i < m; i++) esp_convert(c + i * ldc, ESP_F32, to + i * g->c.stride, ESP_BF16, n);
-    block_sums(p, a, m, j0, n, c, ldc, g->beta);
-    for (int64_t i = 0; i < m; i++) esp_convert(to + i * g->c.stride, ESP_BF16, c + i * ldc, ESP_F32, n);
+    esp_sums to = {.ldc = ldc, .add = g->beta, .rounded = (uint16_t *)g->c.data + i0 * g->c.stride + j0, .ld = g->c.stride};
+    if (gathered) to.c = (float *)(void *)(room + own);
+    if (g->beta) for (int64_t i = 0; i < m; i++) esp_convert(to.c + i * ldc, ESP_F32, to.rounded + i * to.ld, ESP_BF16, n);
+    block_sums(p, a, m, j0, n, to);
     return ESP_OK;
 }
 
-/* Blocks halved until there are sixteen, or they get so small that reading their operands costs more than the product. */
+/* Blocks made smaller until there are sixteen, or they get so small that reading their operands costs more than the product. */
 static void cut(product *p)
 {
-    p->mb = esp_min(p->g->m, BLOCK_ROWS);
-    p->nb = esp_min(p->g->n, BLOCK_COLS);
-    for (;;) {
-        p->across = esp_ceil_div(p->g->n, p->nb);
-        if (esp_ceil_div(p->g->m, p->mb) * p->across >= 16 || (p->mb <= 96 && p->nb <= 128)) return;
-        if (p->nb > 128 && p->nb >= p->mb) p->nb = esp_ceil_div(p->nb, 2 * ESP_TILE_COLS) * ESP_TILE_COLS;
-        else if (p->mb > 96) p->mb = esp_ceil_div(p->mb, 2 * p->kernel->rows) * p->kernel->rows;
-        else p->nb = esp_ceil_div(p->nb, 2 * ESP_TILE_COLS) * ESP_TILE_COLS;
+    int64_t m = p->g->m, n = p->g->n;
+    p->down = esp_ceil_div(m, BLOCK_ROWS);
+    p->across = esp_ceil_div(n, BLOCK_COLS);
+    while (p->down * p->across < 16) {
+        int64_t mb = m / p->down, nb = n / p->across;
+        if (nb >= 2 * LEAST_COLS && nb >= mb) p->across *= 2;
+        else if (mb >= 2 * LEAST_ROWS) p->down *= 2;
+        else if (nb >= 2 * LEAST_COLS) p->across *= 2;
+        else return;
     }
 }
 
@@ -205,9 +216,9 @@ static void cut(product *p)
 static int pairs_of_a(product *p, uint32_t **copy)
 {
     const esp_gemm16_args *g = p->g;
-    /* Copied rows are an odd number of cache lines apart: those of a power of two would meet in the same places of the first cache. */
+    /* Rows that are REPEAT apart meet in the same places of the first cache; copied ones are an odd number of cache lines apart. */
     p->lda = esp_ceil_div(p->pairs, LINE) * LINE | LINE;
-    if (!g->ta && g->a.dtype == ESP_BF16 && g->k % 2 == 0 && g->a.stride % 2 == 0 && (uintptr_t)g->a.data % 4 == 0) {
+    if (!g->ta && g->a.dtype == ESP_BF16 && g->k % 2 == 0 && g->a.stride % 2 == 0 && g->a.stride / 2 % REPEAT != 0 && (uintptr_t)g->a.data % 4 == 0) {
         p->a = g->a.data, p->lda = g->a.stride / 2;
         return ESP_OK;
     }
@@ -239,7 +250,7 @@ int esp_gemm16(const esp_gemm16_args *g)
         code = packed ? esp_gemm16_pack(packed, g->tb, g->n, g->k, g->b) : ESP_EMEM;
         p.b = packed;
     }
-    if (code == ESP_OK) code = esp_parallel(esp_ceil_div(g->m, p.mb) * p.across, product_block, &p);
+    if (code == ESP_OK) code = esp_parallel(p.down * p.across, product_block, &p);
     esp_free(copy);
     esp_free(packed);
     return code;

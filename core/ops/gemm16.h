@@ -28,9 +28,19 @@ int esp_gemm16(const esp_gemm16_args *g);
 int64_t esp_gemm16_packed_bytes(int64_t k, int64_t n);
 int esp_gemm16_pack(uint32_t *packed, int tb, int64_t n, int64_t k, esp_matrix b);
 
-/* One tile in one instruction set: c[m,n] (+)= sum over pairs p of a[i * lda + p] b[p * 32 + j]; a pair is two bf16, the lower half first. m <= rows
- * of the kernel, n <= 32. */
-typedef void esp_tile(int64_t pairs, const uint32_t *a, int64_t lda, const uint32_t *b, float *c, int64_t ldc, int m, int n, int add);
+/* Where the sums of a tile go: into c, added to what is there where `add`; or, where `rounded` is not NULL, there as bf16 (those below 2^-126 may
+ * become 0), c being read where `add` and never written. */
+typedef struct esp_sums {
+    float *c;
+    int64_t ldc;
+    int add;
+    uint16_t *rounded;
+    int64_t ld;
+} esp_sums;
+
+/* One tile in one instruction set: [m,n] sums over pairs p of a[i * lda + p] b[p * 32 + j]; a pair is two bf16, the lower half first. m <= rows of
+ * the kernel, n <= 32. */
+typedef void esp_tile(int64_t pairs, const uint32_t *a, int64_t lda, const uint32_t *b, esp_sums to, int m, int n);
 
 /* enter() comes before a thread's tiles and leave() after the last: some processors keep state. */
 typedef struct esp_kernel16 {
@@ -39,7 +49,7 @@ typedef struct esp_kernel16 {
     void (*enter)(void), (*leave)(void);
 } esp_kernel16;
 extern const esp_kernel16 esp_kernel16_generic, esp_kernel16_avx512_bf16, esp_kernel16_amx;
-/* The same interface for f32: a pair is then one number. */
+/* The same interface for f32: a pair is then one number, and no sum is rounded. */
 extern const esp_kernel16 esp_kernel32;
 int esp_kernel16_of_machine(const esp_kernel16 **out);
 

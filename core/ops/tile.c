@@ -41,9 +41,17 @@ enum { SPAN = 16, BAND = 6 };
 typedef float floats __attribute__((vector_size(SPAN * 4), aligned(4), may_alias));
 typedef uint32_t words __attribute__((vector_size(SPAN * 4), aligned(4), may_alias));
 
+/* The sums of a tile from row i and column j on. */
+static inline esp_sums part_of(esp_sums to, int64_t i, int64_t j)
+{
+    if (to.c) to.c += i * to.ldc + j;
+    if (to.rounded) to.rounded += i * to.ld + j;
+    return to;
+}
+
 /* rows and bf16 are constants wherever this is inlined, so the sums stay in registers. */
 static inline __attribute__((always_inline)) void band(const int rows, const int bf16, int64_t count, const uint32_t *a, int64_t lda, const uint32_t *b,
-                                                       float *c, int64_t ldc, int n, int add)
+                                                       esp_sums out, int n)
 {
     floats s[BAND] = {{0}};
     for (int64_t p = 0; p < count; p++) {
@@ -56,20 +64,22 @@ static inline __attribute__((always_inline)) void band(const int rows, const int
     }
 #pragma GCC unroll 6
     for (int i = 0; i < rows; i++) {
-        float *to = c + i * ldc;
-        if (n == SPAN && add) *(floats *)to += s[i];
+        float *to = out.c + i * out.ldc;
+        if (out.rounded) for (int j = 0; j < n; j++) out.rounded[i * out.ld + j] = esp_f32_to_bf16(out.add ? to[j] + s[i][j] : s[i][j]);
+        else if (n == SPAN && out.add) *(floats *)to += s[i];
         else if (n == SPAN) *(floats *)to = s[i];
-        else for (int j = 0; j < n; j++) to[j] = add ? to[j] + s[i][j] : s[i][j];
+        else for (int j = 0; j < n; j++) to[j] = out.add ? to[j] + s[i][j] : s[i][j];
     }
 }
 
-static inline __attribute__((always_inline)) void plain(const int bf16, int64_t count, const uint32_t *a, int64_t lda, const uint32_t *b, float *c,
-                                                        int64_t ldc, int m, int n, int add)
+static inline __attribute__((always_inline)) void plain(const int bf16, int64_t count, const uint32_t *a, int64_t lda, const uint32_t *b,
+                                                        esp_sums to, int m, int n)
 {
     for (int j = 0; j < n; j += SPAN) {
         int cols = n - j < SPAN ? n - j : SPAN;
         for (int i = 0; i < m; i += BAND) {
-#define CASE(r) case r: band(r, bf16, count, a + i * lda, lda, b + j, c + i * ldc + j, ldc, cols, add); break;
+            esp_sums part = part_of(to, i, j);
+#define CASE(r) case r: band(r, bf16, count, a + i * lda, lda, b + j, part, cols); break;
             switch (m - i < BAND ? m - i : BAND) {
             CASE(1) CASE(2) CASE(3) CASE(4) CASE(5) CASE(6)
             }
@@ -78,15 +88,15 @@ static inline __attribute__((always_inline)) void plain(const int bf16, int64_t 
     }
 }
 
-static ESP_SIMD void tile_generic(int64_t pairs, const uint32_t *a, int64_t lda, const uint32_t *b, float *c, int64_t ldc, int m, int n, int add)
+static ESP_SIMD void tile_generic(int64_t pairs, const uint32_t *a, int64_t lda, const uint32_t *b, esp_sums to, int m, int n)
 {
-    plain(1, pairs, a, lda, b, c, ldc, m, n, add);
+    plain(1, pairs, a, lda, b, to, m, n);
 }
 const esp_kernel16 esp_kernel16_generic = {ROWS, tile_generic, nothing, nothing};
 
-static ESP_SIMD void tile_f32(int64_t numbers, const uint32_t *a, int64_t lda, const uint32_t *b, float *c, int64_t ldc, int m, int n, int add)
+static ESP_SIMD void tile_f32(int64_t numbers, const uint32_t *a, int64_t lda, const uint32_t *b, esp_sums to, int m, int n)
 {
-    plain(0, numbers, a, lda, b, c, ldc, m, n, add);
+    plain(0, numbers, a, lda, b, to, m, n);
 }
 const esp_kernel16 esp_kernel32 = {ROWS, tile_f32, nothing, nothing};
 
@@ -102,11 +112,11 @@ static ESP_SIMD void transpose_generic(uint32_t *restrict to, int64_t ldt, const
 
 /* rows is a constant wherever this is inlined, so the sums stay in registers. */
 static inline __attribute__((always_inline)) ESP_AVX512_BF16 void tile(const int rows, const int both, int64_t pairs, const uint32_t *a, int64_t lda,
-                                                                       const uint32_t *b, float *c, int64_t ldc, int n, int add)
+                                                                       const uint32_t *b, esp_sums to, int n)
 {
     __m512 s0[ROWS], s1[ROWS];
     /* What the sums are added to is on its way while they are made. */
-    for (int i = 0; add && i < rows; i++) __builtin_prefetch(c + i * ldc, 1), __builtin_prefetch(c + i * ldc + n - 1, 1);
+    for (int i = 0; to.add && i < rows; i++) __builtin_prefetch(to.c + i * to.ldc, 1), __builtin_prefetch(to.c + i * to.ldc + n - 1, 1);
 #pragma GCC unroll 12
     for (int i = 0; i < rows; i++) s0[i] = s1[i] = _mm512_setzero_ps();
     for (int64_t p = 0; p < pairs; p++, a++, b += ESP_TILE_COLS) {
@@ -121,24 +131,29 @@ static inline __attribute__((always_inline)) ESP_AVX512_BF16 void tile(const int
     __mmask16 k0 = n >= 16 ? 0xffff : (__mmask16)((1u << n) - 1), k1 = n >= 32 ? 0xffff : n <= 16 ? 0 : (__mmask16)((1u << (n - 16)) - 1);
 #pragma GCC unroll 12
     for (int i = 0; i < rows; i++) {
-        float *to = c + i * ldc;
-        if (add) {
-            s0[i] = _mm512_add_ps(s0[i], _mm512_maskz_loadu_ps(k0, to));
-            if (both) s1[i] = _mm512_add_ps(s1[i], _mm512_maskz_loadu_ps(k1, to + 16));
+        float *c = to.c + i * to.ldc;
+        if (to.add) {
+            s0[i] = _mm512_add_ps(s0[i], _mm512_maskz_loadu_ps(k0, c));
+            if (both) s1[i] = _mm512_add_ps(s1[i], _mm512_maskz_loadu_ps(k1, c + 16));
         }
-        _mm512_mask_storeu_ps(to, k0, s0[i]);
-        if (both) _mm512_mask_storeu_ps(to + 16, k1, s1[i]);
+        if (to.rounded) {
+            uint16_t *r = to.rounded + i * to.ld;
+            _mm256_mask_storeu_epi16(r, k0, (__m256i)_mm512_cvtneps_pbh(s0[i]));
+            if (both) _mm256_mask_storeu_epi16(r + 16, k1, (__m256i)_mm512_cvtneps_pbh(s1[i]));
+        } else {
+            _mm512_mask_storeu_ps(c, k0, s0[i]);
+            if (both) _mm512_mask_storeu_ps(c + 16, k1, s1[i]);
+        }
     }
 }
 
-static ESP_AVX512_BF16 void tile_avx512_bf16(int64_t pairs, const uint32_t *a, int64_t lda, const uint32_t *b, float *c, int64_t ldc, int m, int n,
-                                             int add)
+static ESP_AVX512_BF16 void tile_avx512_bf16(int64_t pairs, const uint32_t *a, int64_t lda, const uint32_t *b, esp_sums to, int m, int n)
 {
 /* Half of the columns is half of the work. */
 #define CASE(r)                                                                                                                          \
     case r:                                                                                                                              \
-        if (n > 16) tile(r, 1, pairs, a, lda, b, c, ldc, n, add);                                                                        \
-        else tile(r, 0, pairs, a, lda, b, c, ldc, n, add);                                                                               \
+        if (n > 16) tile(r, 1, pairs, a, lda, b, to, n);                                                                                 \
+        else tile(r, 0, pairs, a, lda, b, to, n);                                                                                        \
         break;
     switch (m) {
     CASE(1) CASE(2) CASE(3) CASE(4) CASE(5) CASE(6) CASE(7) CASE(8) CASE(9) CASE(10) CASE(11) CASE(12)

@@ -104,16 +104,27 @@ static void agrees(int m, int n, int pairs, int add)
         }
     }
     tile_in_plain_c.enter();
-    tile_in_plain_c.tile(pairs, a, lda, b, c, LDC, m, n, add);
+    tile_in_plain_c.tile(pairs, a, lda, b, (esp_sums){.c = c, .ldc = LDC, .add = add}, m, n);
     for (int t = 0; t < 8; t++) WANT(rows_of[t] == 16 && bytes_of[t] == 64);
-    tile_in_plain_c.leave();
-    WANT(!configured);
     for (int i = 0; i < 32 * LDC; i++) {
         if (c[i] == want[i]) continue;
         printf("%s:%d: %d x %d, %d pairs, add %d: entry %d is %g, want %g\n", __FILE__, __LINE__, m, n, pairs, add, i, (double)c[i], (double)want[i]);
         failures++;
         break;
     }
+    /* Rounded, what they are added to stays as it is. */
+    uint16_t rounded[32 * LDC] = {0};
+    if (!add) memset(c, 0, sizeof c);
+    else for (int i = 0; i < 32 * LDC; i++) c[i] = (float)(i % 11);
+    float before[32 * LDC];
+    memcpy(before, c, sizeof c);
+    tile_in_plain_c.tile(pairs, a, lda, b, (esp_sums){.c = c, .ldc = LDC, .add = add, .rounded = rounded, .ld = LDC}, m, n);
+    tile_in_plain_c.leave();
+    WANT(!configured);
+    WANT(memcmp(before, c, sizeof c) == 0);
+    int wrong = 0;
+    for (int i = 0; i < 32 * LDC; i++) wrong += rounded[i] != (i / LDC < m && i % LDC < n ? esp_f32_to_bf16(want[i]) : 0);
+    WANT(wrong == 0);
     free(a);
     free(b);
 }
