@@ -7,7 +7,7 @@
 
 /* A block of C is at most BLOCK_ROWS x BLOCK_COLS and, where that makes more of them, at least LEAST_ROWS x LEAST_COLS. PAIRS of k at a time keep a
  * block of A and a panel of B in a second cache of 1 MiB; fewer make sums wait in memory more often, which costs more than a better place. */
-enum { BLOCK_ROWS = 144, BLOCK_COLS = 512, PAIRS = 1024, LEAST_ROWS = 96, LEAST_COLS = 64, PACK_PANELS = 4, CONVERT_ROWS = 16, WIDTH = 64 };
+enum { BLOCK_ROWS = 144, BLOCK_COLS = 1024, PAIRS = 1024, LEAST_ROWS = 96, LEAST_COLS = 64, PACK_PANELS = 4, CONVERT_ROWS = 16, WIDTH = 64 };
 
 /* Numbers of 32 bits in a cache line, and in what the places of a first cache repeat after. */
 enum { LINE = 16, REPEAT = 1024 };
@@ -79,6 +79,14 @@ static int pack_transposed(void *context, int64_t block)
     return ESP_OK;
 }
 
+/* A panel of B stored [n,k] whose rows are pairs already: `pairs` of columns j .. j+n-1 from pair q on. */
+static void turn_panel(uint32_t *to, const esp_matrix *x, int64_t j, int64_t n, int64_t q, int64_t pairs)
+{
+    /* Columns that are not there are multiplied like others, and must be numbers that hurt nobody. */
+    if (n < ESP_TILE_COLS) memset(to, 0, (size_t)(pairs * ESP_TILE_COLS) * 4);
+    transpose(to, ESP_TILE_COLS, at(x, j, 2 * q), x->stride / 2, n, pairs);
+}
+
 /* Panels of B stored [k,n]. */
 static int pack_plain(void *context, int64_t block)
 {
@@ -100,7 +108,6 @@ int64_t esp_gemm16_packed_bytes(int64_t k, int64_t n)
 int esp_gemm16_pack(uint32_t *packed, int tb, int64_t n, int64_t k, esp_matrix b)
 {
     packing g = {.to = packed, .x = b, .k = k, .n = n, .pairs = esp_ceil_div(k, 2)};
-    /* The last panel's missing columns are multiplied like others, and must be numbers that hurt nobody. */
     if (n % ESP_TILE_COLS) memset(packed + n / ESP_TILE_COLS * g.pairs * ESP_TILE_COLS, 0, (size_t)(g.pairs * ESP_TILE_COLS) * 4);
     return esp_parallel(esp_ceil_div(n, PACK_PANELS * ESP_TILE_COLS), tb ? pack_transposed : pack_plain, &g);
 }
@@ -141,7 +148,7 @@ static int turn_block(void *context, int64_t block)
 typedef struct product {
     const esp_gemm16_args *g;
     const esp_kernel16 *kernel;
-    const uint32_t *a, *b;                /* a: rows of pairs, or NULL where a block makes its own */
+    const uint32_t *a, *b;                /* a: rows of pairs, b: panels; NULL where a block makes its own */
     int64_t lda, pairs, down, across;     /* down x across blocks of C */
 } product;
 
@@ -151,8 +158,8 @@ static int64_t bound(int64_t n, int64_t unit, int64_t parts, int64_t i)
     return esp_min(esp_ceil_div(n, unit) * i / parts * unit, n);
 }
 
-/* A block of C, m rows from those of a, over all k; where it is rounded the sums are gathered in c before. */
-static void block_sums(const product *p, const uint32_t *a, int64_t m, int64_t j0, int64_t n, esp_sums to)
+/* A block of C, m rows from those of a, over all k; where it is rounded the sums are gathered in c before. own: room for a panel. */
+static void block_sums(const product *p, const uint32_t *a, int64_t m, int64_t j0, int64_t n, uint32_t *own, esp_sums to)
 {
     int rows = p->kernel->rows;
     p->kernel->enter();
@@ -160,7 +167,8 @@ static void block_sums(const product *p, const uint32_t *a, int64_t m, int64_t j
         int64_t pairs = esp_min(PAIRS, p->pairs - q);
         int last = q + pairs == p->pairs;
         for (int64_t j = 0; j < n; j += ESP_TILE_COLS) {
-            const uint32_t *b = p->b + ((j0 + j) / ESP_TILE_COLS * p->pairs + q) * ESP_TILE_COLS;
+            const uint32_t *b = p->b ? p->b + ((j0 + j) / ESP_TILE_COLS * p->pairs + q) * ESP_TILE_COLS : own;
+            if (!p->b) turn_panel(own, &p->g->b, j0 + j, esp_min(ESP_TILE_COLS, n - j), q, pairs);
             for (int64_t i = 0; i < m; i += rows) {
                 esp_sums part = {.c = to.c ? to.c + i * to.ldc + j : NULL, .ldc = to.ldc, .add = to.add || q > 0,
                                  .rounded = to.rounded && last ? to.rounded + i * to.ld + j : NULL, .ld = to.ld};
@@ -178,22 +186,23 @@ static int product_block(void *context, int64_t block)
     int64_t row = block / p->across, col = block % p->across, rows = p->kernel->rows;
     int64_t i0 = bound(g->m, rows, p->down, row), m = bound(g->m, rows, p->down, row + 1) - i0;
     int64_t j0 = bound(g->n, ESP_TILE_COLS, p->across, col), n = bound(g->n, ESP_TILE_COLS, p->across, col + 1) - j0;
-    int64_t own = p->a ? 0 : m * p->lda, ldc = n + LINE;
+    int64_t own_a = p->a ? 0 : m * p->lda, own_b = p->b ? 0 : esp_min(PAIRS, p->pairs) * ESP_TILE_COLS, ldc = n + LINE;
     int exact = g->c.dtype == ESP_F32, gathered = !exact && (g->beta || p->pairs > PAIRS);
-    int64_t bytes = (own + gathered * m * ldc) * 4;
+    int64_t bytes = (own_a + own_b + gathered * m * ldc) * 4;
     uint32_t *room = bytes ? esp_scratch(bytes) : NULL;
     if (bytes && !room) return ESP_EMEM;
     if (!p->a) rows_of_columns(room, p->lda, &g->a, g->k, i0, m);
     const uint32_t *a = p->a ? p->a + i0 * p->lda : room;
+    uint32_t *panel = p->b ? NULL : room + own_a;
     if (exact) {
-        block_sums(p, a, m, j0, n, (esp_sums){.c = (float *)g->c.data + i0 * g->c.stride + j0, .ldc = g->c.stride, .add = g->beta});
+        block_sums(p, a, m, j0, n, panel, (esp_sums){.c = (float *)g->c.data + i0 * g->c.stride + j0, .ldc = g->c.stride, .add = g->beta});
         return ESP_OK;
     }
     /* A result in bf16 is rounded once, from f32 sums. */
     esp_sums to = {.ldc = ldc, .add = g->beta, .rounded = (uint16_t *)g->c.data + i0 * g->c.stride + j0, .ld = g->c.stride};
-    if (gathered) to.c = (float *)(void *)(room + own);
+    if (gathered) to.c = (float *)(void *)(room + own_a + own_b);
     if (g->beta) for (int64_t i = 0; i < m; i++) esp_convert(to.c + i * ldc, ESP_F32, to.rounded + i * to.ld, ESP_BF16, n);
-    block_sums(p, a, m, j0, n, to);
+    block_sums(p, a, m, j0, n, panel, to);
     return ESP_OK;
 }
 
@@ -212,13 +221,19 @@ static void cut(product *p)
     }
 }
 
+/* Are rows of k numbers pairs as they stand? */
+static int stands_in_pairs(const esp_matrix *x, int64_t k)
+{
+    return x->dtype == ESP_BF16 && k % 2 == 0 && x->stride % 2 == 0 && (uintptr_t)x->data % 4 == 0;
+}
+
 /* A as rows of pairs: where it stands, in `copy` (to be freed), or made by each block for itself where no other block reads the same rows. */
 static int pairs_of_a(product *p, uint32_t **copy)
 {
     const esp_gemm16_args *g = p->g;
     /* Rows that are REPEAT apart meet in the same places of the first cache; copied ones are an odd number of cache lines apart. */
     p->lda = esp_ceil_div(p->pairs, LINE) * LINE | LINE;
-    if (!g->ta && g->a.dtype == ESP_BF16 && g->k % 2 == 0 && g->a.stride % 2 == 0 && g->a.stride / 2 % REPEAT != 0 && (uintptr_t)g->a.data % 4 == 0) {
+    if (!g->ta && stands_in_pairs(&g->a, g->k) && g->a.stride / 2 % REPEAT != 0) {
         p->a = g->a.data, p->lda = g->a.stride / 2;
         return ESP_OK;
     }
@@ -245,7 +260,9 @@ int esp_gemm16(const esp_gemm16_args *g)
     cut(&p);
     uint32_t *copy = NULL, *packed = NULL;
     int code = pairs_of_a(&p, &copy);
-    if (code == ESP_OK && !p.b) {
+    /* Where one block reads a panel, and it needs but turning, the block does that on its way. */
+    int turned = g->tb && p.down == 1 && stands_in_pairs(&g->b, g->k);
+    if (code == ESP_OK && !p.b && !turned) {
         packed = esp_malloc(esp_gemm16_packed_bytes(g->k, g->n));
         code = packed ? esp_gemm16_pack(packed, g->tb, g->n, g->k, g->b) : ESP_EMEM;
         p.b = packed;

@@ -3,19 +3,19 @@
 --   build/espalier tests/bench/ours.lua work=kd shape=15m precision=bf16 steps=3
 --
 -- The work is that of torch_kd.py: random weights and ids, vocabulary 32,000, tied embeddings, batches of 4,096 tokens. kd: teacher forward,
--- student forward and backward with KL over the whole vocabulary, clipping, AdamW, the student trained in place; the teacher is kept in the precision
--- as one that was opened is (its products round its weights in any case). calibrate: importance.measure with all that it collects. eval: NLL
--- of every next token. decode: greedy, batch 1, with the cache. bandwidth: y += x over 2 x 256 MiB, and the sum of x (`read`), as decoding only
--- reads. peak: a large matrix product alone. views: forward, and forward and backward, through a slice of a sorted teacher, of the student's
--- hidden and ffn, and through the same model materialized, in turns. Two steps warm up; memory is the peak of the process less what it held before
--- the models were made.
+-- student forward and backward with KL over the whole vocabulary, clipping, AdamW, the student trained in place; the teacher is kept in the
+-- precision as one that was opened is (its products round its weights in any case). calibrate: importance.measure with all that it collects. eval:
+-- NLL of every next token. decode: greedy, batch 1, with the cache, in turns with what the memory gives: the sum of x over 256 MiB (`read`), as
+-- decoding only reads, and y += x over twice as much (`update`). peak: a large matrix product alone, whose FLOP/s bound all the others. views:
+-- forward, and forward and backward, through a slice of a sorted teacher, of the student's hidden and ffn, and through the same model materialized,
+-- in turns. Two steps warm up; memory is the peak of the process less what it held before the models were made.
 
 local esp = require "espalier"
 local C = esp.ffi.C
 local median = require "median"
 
 local opt = esp.options(..., {
-  work = { "string", default = "kd", one_of = { "kd", "calibrate", "eval", "decode", "bandwidth", "peak", "views" } },
+  work = { "string", default = "kd", one_of = { "kd", "calibrate", "eval", "decode", "peak", "views" } },
   shape = { "string", default = "15m", one_of = { "15m", "110m" } },
   precision = { "string", default = "bf16", one_of = { "f32", "bf16" } },
   steps = { "int", default = 5, help = "measured steps" }, profile = { "bool", default = false, help = "print a profile of kd instead" },
@@ -53,6 +53,13 @@ local function timed(step)
   return times
 end
 
+-- Floating-point operations of a token forward: products of layers, causal attention, and the head where that is asked for.
+local function operations(d, head)
+  local hidden, ffn, layers, heads, dim = unpack(d)
+  local layer = 2 * hidden * (4 * heads * dim + 3 * ffn) + 2 * size.seq * heads * dim
+  return layers * layer + (head and 2 * hidden * vocab or 0)
+end
+
 local work = {}
 
 -- Seconds by step, tokens of a step, and further fields of the line.
@@ -67,17 +74,18 @@ function work.kd()
   for _, bytes in pairs(require("espalier.plan").distillation(teacher.shape, student.shape, held)) do
     planned = planned + bytes
   end
-  return times, size.batch * size.seq, { planned_mb = planned / 1e6, live_mb = tonumber(C.esp_memory_peak()) / 1e6 }
+  return times, size.batch * size.seq, { planned_mb = planned / 1e6, live_mb = tonumber(C.esp_memory_peak()) / 1e6,
+    operations = operations(size.teacher, true) + 3 * operations(size.student, true) }
 end
 
 function work.calibrate()
   local m, rows = model(size.teacher, 1):in_precision(opt.precision), ids()
-  return timed(function() esp.importance.measure(m, rows, { quiet = true }) end), size.batch * size.seq
+  return timed(function() esp.importance.measure(m, rows, { quiet = true }) end), size.batch * size.seq, { operations = operations(size.teacher) }
 end
 
 function work.eval()
   local m, rows = model(size.teacher, 1):in_precision(opt.precision), ids()
-  return timed(function() m:loss(rows) end), size.batch * size.seq
+  return timed(function() m:loss(rows) end), size.batch * size.seq, { operations = operations(size.teacher, true) }
 end
 
 function work.decode()
@@ -85,15 +93,23 @@ function work.decode()
   if opt.precision == "bf16" then m = m:clone { dtype = "bf16" } end
   local bytes, tokens, generate = 0, 32, require("espalier.models.generate").ids
   for _, w in pairs(m:parameters()) do bytes = bytes + w:count() * (opt.precision == "bf16" and 2 or 4) end
-  local times = timed(function() generate(m, { 1 }, { tokens = tokens, temperature = 0 }) end)
-  return times, tokens, { bytes = bytes }
-end
-
-function work.bandwidth()
   local n = 2 ^ 26
   local y, x, total = esp.tensor.zeros { n }, esp.tensor.full({ n }, 1), esp.tensor.zeros({}, "f64")
-  local read = timed(function() esp.ffi.ops.total_acc(total.c, x.c) end)
-  return timed(function() esp.ffi.ops.scaled_acc(y.c, x.c, 1) end), 12 * n, { read = 4 * n / math.min(unpack(read)) }
+  local function rate(moved, fn)
+    local start = C.esp_clock()
+    fn()
+    return moved / (C.esp_clock() - start)
+  end
+  local of_read, of_update, reads, updates = {}, {}, {}, {}
+  local times = timed(function()
+    local own = rate(tokens * bytes, function() generate(m, { 1 }, { tokens = tokens, temperature = 0 }) end)
+    local read = rate(4 * n, function() esp.ffi.ops.total_acc(total.c, x.c) end)
+    local update = rate(12 * n, function() esp.ffi.ops.scaled_acc(y.c, x.c, 1) end)
+    reads[#reads + 1], updates[#updates + 1], of_read[#of_read + 1], of_update[#of_update + 1] = read, update, own / read, own / update
+    return tokens * bytes / own
+  end)
+  return times, tokens, { bytes = bytes, read = (median(reads)), update = (median(updates)), of_read = (median(of_read)),
+    of_update = (median(of_update)) }
 end
 
 -- The line counts floating-point operations where others count tokens.

@@ -38,8 +38,9 @@ local function measured(argv)
   return json.decode(line, argv[2])
 end
 
-local function ours(work, shape, precision)
-  local r, why = measured { program, "tests/bench/ours.lua", "work=" .. work, "shape=" .. shape, "precision=" .. precision, "steps=" .. opt.steps }
+local function ours(work, shape, precision, steps)
+  local r, why = measured { program, "tests/bench/ours.lua", "work=" .. work, "shape=" .. shape, "precision=" .. precision,
+    "steps=" .. (steps or opt.steps) }
   return r or error(why, 0)
 end
 
@@ -75,17 +76,20 @@ end
 
 -- One figure in `rounds` pairs against a mode; `have` is a measurement of that mode that there is already.
 local function pairs_of(work, shape, precision, mode, have, least)
-  local own, ratio, memory = {}, {}, {}
+  local own, ratio, memory, share, limit = {}, {}, {}, {}, {}
   for i = 1, opt.rounds do
     local us = ours(work, shape, precision)
     local them = i == 1 and have or (mode and theirs(work, shape, mode))
-    own[i], memory[i] = us.tokens_per_s, us.peak_mb
+    own[i], memory[i], limit[i] = us.tokens_per_s, us.peak_mb, ours("peak", shape, precision).best / us.operations
+    share[i] = own[i] / limit[i]
     if them then ratio[#ratio + 1] = us.tokens_per_s / them.tokens_per_s end
     if us.planned_mb and i == 1 then
       say("| %s %s %s, memory planned / live / process | %.0f / %.0f / %.0f MB |", work, shape, precision, us.planned_mb, us.live_mb, us.peak_mb)
     end
   end
   say("| %s %s, ours %s | %s tok/s, %.0f MB |", work, shape, precision, spread(own, "%.0f"), median(memory))
+  say("| %s %s, ours %s, of what its products alone would take at the speed of a large one | %.0f %% of %.0f tok/s |", work, shape, precision,
+    100 * median(share), median(limit))
   if #ratio == 0 then return end
   say("| %s %s, ours %s / PyTorch %s | **%s x speed**%s |", work, shape, precision, mode, spread(ratio, "%.2f"),
     least and string.format(", **%.2f x** the least memory of a mode", median(memory) / least) or "")
@@ -99,12 +103,10 @@ local function one_work(work, shape)
 end
 
 local function decoding()
-  local bandwidth = ours("bandwidth", "110m", "f32")
   for _, precision in ipairs { "bf16", "f32" } do
-    local r = ours("decode", "110m", precision)
-    local rate = r.best * r.bytes
-    say("| decode 110m, batch 1, %s weights | %.1f tok/s: %.1f GB/s, %.0f %% of what a sum reads (%.1f), %.0f %% of what y += x moves (%.1f) |",
-      precision, r.best, rate / 1e9, 100 * rate / bandwidth.read, bandwidth.read / 1e9, 100 * rate / bandwidth.best, bandwidth.best / 1e9)
+    local r = ours("decode", "110m", precision, 9)
+    say("| decode 110m, batch 1, %s weights | %.1f tok/s: %.1f GB/s, in turns %.0f %% of what a sum reads (%.1f), %.0f %% of what y += x moves "
+      .. "(%.1f) |", precision, r.tokens_per_s, r.tokens_per_s * r.bytes / 1e9, 100 * r.of_read, r.read / 1e9, 100 * r.of_update, r.update / 1e9)
   end
 end
 

@@ -24,8 +24,10 @@ end
 
 for _, name in ipairs { "linear16", "linear16_dx", "linear16_dx_acc", "linear16_dw", "linear16_dw_acc", "pack16" } do rows.covered[name] = true end
 
--- { N, I, O }: one tile, tails in rows, columns and pairs, several blocks of each, one pair, few rows.
-local sizes = { { 12, 32, 32 }, { 13, 33, 33 }, { 11, 2, 31 }, { 6, 1, 1 }, { 5, 769, 65 }, { 200, 48, 530 }, { 400, 17, 40 }, { 3, 19, 7 } }
+-- { N, I, O }: one tile, tails in rows, columns and pairs, several blocks of each, one pair, few rows, two runs of k.
+local sizes = {
+  { 12, 32, 32 }, { 13, 33, 33 }, { 11, 2, 31 }, { 6, 1, 1 }, { 5, 769, 65 }, { 200, 48, 530 }, { 400, 17, 40 }, { 3, 19, 7 }, { 60, 2100, 70 },
+}
 
 t.test("products in bf16 are those of rounded operands, summed in f32", function()
   for _, size in ipairs(sizes) do
@@ -51,6 +53,10 @@ t.test("products in bf16 are those of rounded operands, summed in f32", function
       local y16 = tensor.new({ N, O }, "bf16")
       bf16.forward(y16, x:to "bf16", w:to "bf16")
       close(y16, y, 2 ^ -8, "stored in bf16 " .. what)
+      -- Few rows turn such a weight on their way: the same numbers as of a packed one.
+      local before, packed16 = tensor.new({ N, O }, "bf16"), bf16.pack(w:to "bf16")
+      bf16.forward(before, x:to "bf16", packed16)
+      t.equal(y16:table(), before:table(), "turned " .. what)
       -- A packed weight stands for the weight.
       local packed, again, dx, want = bf16.pack(w, { backward = true }), tensor.new { N, O }, tensor.new { N, I }, tensor.new { N, I }
       bf16.forward(again, x, packed)

@@ -56,7 +56,7 @@ local function one_step(o, model, optimizer, step)
     counts.predictions = counts.predictions + part.predictions
   end
   optimizer:zero_grad()
-  local heads = { student = head.pack(model:states(), true), teacher = o.teacher and head.pack(o.teacher:states()) }
+  local heads = { student = head.pack(model:states(), true), teacher = o.teacher and head.pack_teacher(o.teacher:states()) }
   local loss = 0
   for _, b in ipairs(parts) do loss = loss + micro_step(o, model, b, counts, heads) end
   for _, packed in pairs(heads) do packed:free() end

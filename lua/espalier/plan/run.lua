@@ -7,12 +7,13 @@ local rows_at_once = require("espalier.distill.pass").rows
 
 local M = {}
 
--- Bytes of the heads while the loss is made (loss/head.lua): logits and their gradients, packed heads. The head's gradient is added at once.
-local function head_bytes(teacher, student, tokens, precision)
+-- Bytes of the heads while the loss is made (loss/head.lua): logits and their gradients, packed heads (of a teacher that is not in bf16, too). The
+-- head's gradient is added at once.
+local function head_bytes(teacher, student, tokens, precision, half)
   local V, d = student.vocab, student.hidden
   local chunk, group = cut(tokens, V, precision)
   if precision ~= "bf16" then return 4 * V * 2 * chunk end
-  return V * (2 * chunk + 2 * group + 2 * (2 * d + teacher.hidden))
+  return V * (2 * chunk + 2 * group + 4 * d + (half and 0 or 2 * teacher.hidden))
 end
 
 --- Bytes that a step over opt.batch rows of opt.length tokens holds at most, by part: the student as given and the copy that is trained; activations
@@ -30,11 +31,13 @@ function M.memory(teacher, student, opt)
     if h > 0 then stream, kept = stream + d, kept + 2 * h * e + 2 * g * e end
     if f > 0 then stream, kept = stream + d, kept + (student.gated == false and 1 or 2) * f end
   end
+  local half = opt.teacher and opt.teacher < 4 * shapes.parameters(teacher)
   local parts = { teacher = opt.teacher or 4 * shapes.parameters(teacher), student = (opt.given or 4 * p) + 4 * p, gradients = 4 * p, moments = 8 * p,
-    activations = (4 * stream + size * kept) * tokens, logits = head_bytes(teacher, student, tokens, precision) }
+    activations = (4 * stream + size * kept) * tokens, logits = head_bytes(teacher, student, tokens, precision, half) }
   local sum = 0
   for _, bytes in pairs(parts) do sum = sum + bytes end
-  -- Blocks are rounded up to eighths of an octave, a sixteenth on average; the program, its libraries and the threads' scratch take the rest.
+  -- Blocks are rounded up, and larger ones taken for smaller, by a sixteenth in all; the program, its libraries and the threads' scratch take the
+  -- rest.
   parts.other = sum / 16 + 32e6
   -- The order of a step's rows is a Lua list, and what its passes read stands ready: ids, targets, where documents begin, masks.
   parts.rows = batch * (16 + 16 * length)
