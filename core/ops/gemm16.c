@@ -7,7 +7,7 @@
 
 /* A block of C is at most BLOCK_ROWS x BLOCK_COLS and, where that makes more of them, at least LEAST_ROWS x LEAST_COLS. PAIRS of k at a time keep a
  * block of A and a panel of B in a second cache of 1 MiB; fewer make sums wait in memory more often, which costs more than a better place. */
-enum { BLOCK_ROWS = 144, BLOCK_COLS = 1024, PAIRS = 1024, LEAST_ROWS = 96, LEAST_COLS = 64, PACK_PANELS = 4, CONVERT_ROWS = 16, WIDTH = 64 };
+enum { BLOCK_ROWS = 144, BLOCK_COLS = 640, PAIRS = 1024, LEAST_ROWS = 96, LEAST_COLS = 64, PACK_PANELS = 4, CONVERT_ROWS = 16, WIDTH = 64 };
 
 /* Numbers of 32 bits in a cache line, and in what the places of a first cache repeat after. */
 enum { LINE = 16, REPEAT = 1024 };
