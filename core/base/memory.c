@@ -78,7 +78,7 @@ static block *take_locked(int class, int64_t size, int paged)
 {
     for (int c = class; c < CLASSES && c <= class + LARGER; c++) {
         block *b = door.free[c];
-        if (!b) continue;
+        if (!b || (door.budget > 0 && door.live + b->bytes > door.budget)) continue;
         door.free[c] = b->next;
         return b;
     }

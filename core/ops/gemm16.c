@@ -260,8 +260,8 @@ int esp_gemm16(const esp_gemm16_args *g)
     cut(&p);
     uint32_t *copy = NULL, *packed = NULL;
     int code = pairs_of_a(&p, &copy);
-    /* Where one block reads a panel, and it needs but turning, the block does that on its way. */
-    int turned = g->tb && p.down == 1 && stands_in_pairs(&g->b, g->k);
+    /* Where a panel needs but turning, and one block reads it or two, each does that on its way. */
+    int turned = g->tb && p.down <= 2 && stands_in_pairs(&g->b, g->k);
     if (code == ESP_OK && !p.b && !turned) {
         packed = esp_malloc(esp_gemm16_packed_bytes(g->k, g->n));
         code = packed ? esp_gemm16_pack(packed, g->tb, g->n, g->k, g->b) : ESP_EMEM;

@@ -84,12 +84,6 @@ local function buffers(e, V, chunk, group, record)
   return b
 end
 
--- A teacher's head in bf16 is turned chunk by chunk in the product, which takes a seventh longer: a packed one would be as large again.
-local function packed_teacher(e)
-  if e.teacher_packed then return e.teacher_packed end
-  return e.teacher_weight.dtype == "bf16" and e.teacher_weight or product.of(e.teacher_precision).pack(e.teacher_weight)
-end
-
 function row.forward(inputs, e, record)
   local h, W = inputs[1], inputs[2]
   local N, C, V = h.shape[1], h.shape[2], W.shape[1]
@@ -98,7 +92,9 @@ function row.forward(inputs, e, record)
   local dh = record and h.requires_grad and tensor.new { N, C }
   local dW = record and W.requires_grad and (e.into or tensor.new(W.shape))
   local p, q = product.of(e.precision), product.of(e.teacher_precision)
-  local head, teacher_head = e.packed or p.pack(W, { backward = dh }), e.teacher_hidden and packed_teacher(e)
+  local head = e.packed or p.pack(W, { backward = dh })
+  local own = e.teacher_hidden and not e.teacher_packed and M.pack_teacher { weight = e.teacher_weight, precision = e.teacher_precision }
+  local teacher_head = e.teacher_packed or own or e.teacher_weight
   local b = buffers(e, V, chunk, group, record)
   for start = 0, N - 1, group do
     local count = math.min(group, N - start)
@@ -119,7 +115,7 @@ function row.forward(inputs, e, record)
     if dW then p[start == 0 and not e.into and "dw" or "dw_acc"](dW, ds, tensor.narrow(h, 0, start, count)) end
   end
   if not e.packed then p.unpack(head) end
-  if teacher_head and teacher_head ~= e.teacher_packed and teacher_head ~= e.teacher_weight then q.unpack(teacher_head) end
+  if own then own:free() end
   for _, buffer in pairs(b) do buffer:free() end
   local result = tensor.new {}
   result:copy_from(total)
@@ -158,7 +154,8 @@ function M.pack(states, backward)
   return packed ~= states.weight and packed or nil
 end
 
---- M.pack for a teacher whose memory counts: nil too where its weight is in bf16, which is not packed.
+--- M.pack for a teacher: nil too where its weight is in bf16. That is turned chunk by chunk in the product, which takes a seventh longer, as a packed
+-- one would be as large again.
 function M.pack_teacher(states)
   return states.weight.dtype ~= "bf16" and M.pack(states) or nil
 end
