@@ -128,6 +128,19 @@ t.test("an allocation that fails once is tried again after a collection, or is o
   t.ok(grown <= 0, "live bytes grow by " .. grown .. " each time")
 end)
 
+t.test("a budget is kept where a larger free block is at hand", function()
+  local size = 2 ^ 20
+  tensor.new { size * 11 / 32 }:free()
+  local limit = live_bytes() + size * 5 / 4
+  C.esp_memory_budget(limit)
+  local ok, x = pcall(tensor.new, { size / 4 })
+  local used = live_bytes()
+  C.esp_memory_budget(0)
+  t.ok(ok, tostring(x))
+  t.ok(used <= limit, "more is in use than the budget allows")
+  x:free()
+end)
+
 t.test("a budget is kept, and the sentence names it", function()
   local live = live_bytes()
   C.esp_memory_budget(live + 2 ^ 20)
