@@ -80,11 +80,10 @@ $(B)/obj/%.o: $(B)/obj/%.c
 
 # ---- packages: installed by apt where missing; where apt cannot be used the one line to run is printed ----
 
-PACKAGES = gcc libc6-dev pkg-config luajit libluajit-5.1-dev libopenblas0 libhdf5-dev libyajl-dev libpcre2-dev libutf8proc-dev libxxhash-dev libedit-dev
+PACKAGES = gcc libc6-dev pkg-config luajit libluajit-5.1-dev libhdf5-dev libyajl-dev libpcre2-dev libutf8proc-dev libxxhash-dev libedit-dev
 LINTERS  = cppcheck lua-check
 HAVE     = command -v $(CC) >/dev/null && command -v luajit >/dev/null && \
-           pkg-config --exists luajit hdf5 yajl libpcre2-8 libutf8proc libxxhash libedit && \
-           { ldconfig -p 2>/dev/null || /sbin/ldconfig -p; } | grep -q libopenblas.so.0
+           pkg-config --exists luajit hdf5 yajl libpcre2-8 libutf8proc libxxhash libedit
 # $(1): packages
 APT = sudo=; [ "$$(id -u)" = 0 ] || sudo=sudo; \
       if command -v apt-get >/dev/null && { [ -z "$$sudo" ] || command -v sudo >/dev/null; } && \

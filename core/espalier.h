@@ -72,7 +72,6 @@ int64_t esp_rss_peak(void);        /* ... and at most */
 int64_t esp_memory_available(void);/* bytes this machine (or this cgroup) could still give */
 const char *esp_cpu_name(void);    /* model name of the processor */
 const char *esp_isa_name(void);    /* instruction set of the kernels written for one: generic, avx2, avx512, avx512_bf16, amx; ESPALIER_ISA lowers it */
-const char *esp_blas_core(void);   /* core type that OpenBLAS was opened with, e.g. "SkylakeX" */
 
 /* ---- tensors --------------------------------------------------------------------------------------------------------- */
 
@@ -134,7 +133,7 @@ enum esp_activation { ESP_SILU = 0, ESP_GELU_TANH = 1, ESP_RELU2 = 2 };
      * (rows NULL); y dense */ \
     X(take, (esp_tensor *y, const esp_tensor *x, const esp_tensor *rows, const esp_tensor *columns)) \
     \
-    /* -- gemm.c: linear layers. x [..,I] rows, w [O,I], y [..,O] rows -- */ \
+    /* -- linear.c: linear layers. x [..,I] rows, w [O,I], y [..,O] rows -- */ \
     /* y = x w^T */ \
     X(linear, (esp_tensor *y, const esp_tensor *x, const esp_tensor *w)) \
     /* dx = dy w, dx += dy w */ \

@@ -62,6 +62,7 @@ enum esp_isa_level { ESP_ISA_GENERIC, ESP_ISA_AVX2, ESP_ISA_AVX512, ESP_ISA_AVX5
 int esp_isa(int *used);
 #if defined(__x86_64__) && defined(__GNUC__)
 #define ESP_HAVE_X86 1
+#define ESP_AVX512 __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,fma")))
 #define ESP_AVX512_BF16 __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,fma")))
 #else
 #define ESP_HAVE_X86 0

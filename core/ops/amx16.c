@@ -2,7 +2,7 @@
  *
  * Registers take the size of a smaller tile; only the last pairs of k go through padded copies. The instructions are named by macros, so that a test
  * can put plain C in their place and run this file on any machine. */
-#include "gemm16.h"
+#include "gemm.h"
 
 enum { SIDE = 16, ROWS = 2 * SIDE };
 
@@ -99,8 +99,8 @@ static AMX void tile_amx(int64_t pairs, const uint32_t *a, int64_t lda, const ui
     if (!whole) configure(ROWS, ESP_TILE_COLS);
 }
 
-const esp_kernel16 esp_kernel16_amx = {ROWS, tile_amx, enter, leave};
+const esp_kernel esp_kernel16_amx = {ROWS, tile_amx, enter, leave};
 #else
 /* No machine that this was built for has AMX; esp_isa never names it. */
-const esp_kernel16 esp_kernel16_amx = {0};
+const esp_kernel esp_kernel16_amx = {0};
 #endif

@@ -9,7 +9,7 @@
 #include <math.h>
 
 #include "backend.h"
-#include "gemm16.h"
+#include "gemm.h"
 
 /* Queries come in tiles of four panels, keys in tiles that start at multiples of ESP_KEYS, so that sums do not depend on how work is cut. */
 enum { ESP_PANEL = ESP_TILE_COLS, ESP_PANELS = 4, ESP_QUERIES = ESP_PANELS * ESP_PANEL, ESP_KEYS = 128 };
@@ -37,7 +37,7 @@ typedef struct esp_attention_math {
 } esp_attention_math;
 
 /* And the kernel of products: that of f32 has the interface of those of bf16, with words for pairs. */
-int esp_attention_math_of(const esp_attention_math **math, const esp_kernel16 **kernel, int dtype);
+int esp_attention_math_of(const esp_attention_math **math, const esp_kernel **kernel, int dtype);
 
 /* A tile of queries of one head, and what each of them sees: keys lo..hi-1, none for those that fill up the last panel. */
 typedef struct esp_queries {
@@ -79,7 +79,7 @@ void esp_score_scale(float *x, const float *by, int64_t rows);
 static inline int64_t esp_pad(int64_t n, int64_t to) { return esp_ceil_div(n, to) * to; }
 
 /* How much of D products take. Where a tile is as high as a panel is wide, parts of it cost more than the whole: zeros fill it up. */
-static inline int64_t esp_product_size(const esp_kernel16 *kernel, int64_t D)
+static inline int64_t esp_product_size(const esp_kernel *kernel, int64_t D)
 {
     return kernel->rows % ESP_PANEL == 0 ? esp_pad(D, ESP_PANEL) : D;
 }
@@ -98,7 +98,7 @@ void esp_pack_transposed(uint32_t *to, int64_t stride, const uint32_t *rows, int
 void esp_unpack_columns(float *to, const float *from, int64_t D);
 
 /* c[m,n] (+)= a[m, words] b[words, 32], n <= 32: rows of one panel, spread evenly over tiles */
-static inline void esp_panel_product(const esp_kernel16 *kernel, int64_t words, const uint32_t *a, int64_t lda, const uint32_t *b, float *c, int64_t ldc,
+static inline void esp_panel_product(const esp_kernel *kernel, int64_t words, const uint32_t *a, int64_t lda, const uint32_t *b, float *c, int64_t ldc,
                                      int64_t m, int64_t n, int add)
 {
     int64_t tiles = esp_ceil_div(m, kernel->rows);

@@ -7,7 +7,7 @@
 typedef struct backward {
     const esp_attention_args *a;
     const esp_attention_math *math;
-    const esp_kernel16 *kernel;
+    const esp_kernel *kernel;
     int64_t cut;                          /* units to a (batch, head of k) */
     float c;                              /* exponents are scores times c */
     float scale[ESP_QUERIES], one[ESP_QUERIES]; /* what rows of results are multiplied by */

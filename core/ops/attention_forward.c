@@ -6,7 +6,7 @@
 typedef struct forward {
     const esp_attention_args *a;
     const esp_attention_math *math;
-    const esp_kernel16 *kernel;
+    const esp_kernel *kernel;
     int64_t tiles, cut;                   /* tiles of queries of a head; units to a (batch, head of k) */
     float c;                              /* exponents are scores times c */
 } forward;

@@ -253,19 +253,18 @@ static ESP_AVX512_BF16 void store_avx512(esp_matrix x, const float *from, int64_
 }
 #endif
 
-int esp_attention_math_of(const esp_attention_math **math, const esp_kernel16 **kernel, int dtype)
+int esp_attention_math_of(const esp_attention_math **math, const esp_kernel **kernel, int dtype)
 {
     static const esp_attention_math f32 = {.per = 1, .exponentials = exponentials_f32, .gradients = gradients_f32, .store = store_f32};
     static const esp_attention_math bf16 = {.per = 2, .exponentials = exponentials_bf16, .gradients = gradients_bf16, .store = store_bf16};
     *math = dtype == ESP_F32 ? &f32 : &bf16;
-    *kernel = &esp_kernel32;
-    if (dtype == ESP_F32) return ESP_OK;
+    TRY(esp_kernel_of(kernel, dtype));
 #if ESP_HAVE_X86
     static const esp_attention_math avx512 = {.per = 2, .exponentials = exponentials_avx512, .gradients = gradients_avx512,
                                               .store = store_avx512};
     int isa;
     TRY(esp_isa(&isa));
-    if (isa >= ESP_ISA_AVX512_BF16) *math = &avx512;
+    if (dtype == ESP_BF16 && isa >= ESP_ISA_AVX512_BF16) *math = &avx512;
 #endif
-    return esp_kernel16_of_machine(kernel);
+    return ESP_OK;
 }

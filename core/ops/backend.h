@@ -21,17 +21,11 @@ ESP_OPS(ESP_CPU_PROTOTYPE)
 /* The table that serves a tensor's device. */
 const esp_backend *esp_backend_of(const esp_tensor *t);
 
-/* Single-threaded matrix product on blocks, for use inside tasks of the pool (gemm.c): C[m,n] (+)= alpha op(A) op(B), row-major, f32; ta, tb: transposed.
- * beta is 0 or 1. lda, ldb, ldc are row strides of the stored matrices. */
-void esp_gemm_block(int ta, int tb, int64_t m, int64_t n, int64_t k, float alpha, const float *a, int64_t lda, const float *b, int64_t ldb,
-                    float beta, float *c, int64_t ldc);
 /* Up to so many rows a linear layer reads its weight once, as it is stored, and computes in f32: reading is all that counts then. */
 enum { ESP_FEW_ROWS = 4 };
 /* y = x w^T for rows of f32 and a weight in f32 or bf16, which is read once a row: for a few rows. */
 int esp_linear_few(const esp_rows *x, const esp_rows *w, const esp_rows *y);
 /* y = f(gate) up for n numbers, f(gate) where up is NULL; kind: of esp_activation. y may be gate (activation.c). */
 void esp_activation_row(int kind, float *y, const float *gate, const float *up, int64_t n);
-/* Opens the BLAS library (once); every op that calls esp_gemm_block calls this first, outside tasks. */
-int esp_gemm_open(void);
 
 #endif

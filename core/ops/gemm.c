@@ -1,179 +1,198 @@
-/* Linear layers: y = x w^T, its gradient by x and by w.
+/* Matrix products on row-major matrices, of operands in f32 or rounded to bf16, with sums in f32.
  *
- * The output is cut into blocks whose bounds depend on its shape alone; each is one single-threaded matrix product, so the bits of the
- * result do not depend on the number of threads. A bf16 weight is widened block by block into scratch. */
+ * op(B) is read as panels of 32 columns, each [words of k][32] so that one load feeds one instruction; op(A) as rows of words, where it stands if
+ * it has them already. Blocks of C, whose bounds depend on the shape alone, are spread over the pool. */
 #include "backend.h"
-#include "lanes.h"
-#include "linear.h"
+#include "gemm.h"
 
-/* ---- argument checks ---- */
+/* WORDS of k at a time; fewer make sums wait in memory more often, which costs more than a better place. A block of C reads BLOCK_WORDS of A then,
+ * which lie in a second cache of 1 MiB with a panel of B; it has at most BLOCK_COLS columns and, where that makes more blocks, at least
+ * LEAST_ROWS x LEAST_COLS sums. */
+enum { WORDS = 1024, BLOCK_WORDS = 144 * WORDS, BLOCK_COLS = 640, LEAST_ROWS = 96, LEAST_COLS = 64, PACKED_COLS = 128, COPIED_ROWS = 16, WIDTH = 64 };
 
-/* x and y are f32; the library is there. */
-static int check(esp_linear_args *a, const char *op, const esp_tensor *x, const char *xn, const esp_tensor *w, const char *wn, const esp_tensor *y,
-                 const char *yn, char written)
+/* Words in a cache line, and in what the places of a first cache repeat after. */
+enum { LINE = 16, REPEAT = 1024 };
+
+/* ---- panels of B ---- */
+
+typedef struct packing {
+    uint32_t *to;
+    esp_operand from;
+    int64_t n, ld;                        /* ld: from row to row of A's words */
+} packing;
+
+static int pack_panels(void *context, int64_t block)
 {
-    TRY(esp_linear_check(a, op, x, xn, w, wn, y, yn, written, ESP_BIT(ESP_F32)));
-    return esp_gemm_open();
+    const packing *g = context;
+    int64_t from = block * PACKED_COLS, end = esp_min(from + PACKED_COLS, g->n), words = g->from.words;
+    for (int64_t q = 0; q < words; q += WIDTH) {
+        for (int64_t j = from; j < end; j += ESP_TILE_COLS) {
+            esp_panel(g->to + j * words + q * ESP_TILE_COLS, &g->from, j, esp_min(ESP_TILE_COLS, end - j), q, esp_min(WIDTH, words - q));
+        }
+    }
+    return ESP_OK;
 }
 
-int esp_linear(esp_tensor *y, const esp_tensor *x, const esp_tensor *w)
+int64_t esp_gemm_packed_bytes(int dtype, int64_t k, int64_t n)
 {
-    esp_linear_args a;
-    TRY(check(&a, "linear", x, "x", w, "w", y, "y", 'y'));
-    return esp_backend_of(y)->linear(y, x, w);
+    return esp_ceil_div(n, ESP_TILE_COLS) * ESP_TILE_COLS * esp_ceil_div(k, dtype == ESP_BF16 ? 2 : 1) * 4;
 }
 
-int esp_linear_dx(esp_tensor *dx, const esp_tensor *dy, const esp_tensor *w)
+static int pack(uint32_t *to, esp_operand b, int64_t n)
 {
-    esp_linear_args a;
-    TRY(check(&a, "linear_dx", dx, "dx", w, "w", dy, "dy", 'x'));
-    return esp_backend_of(dx)->linear_dx(dx, dy, w);
+    packing g = {.to = to, .from = b, .n = n};
+    return esp_parallel(esp_ceil_div(n, PACKED_COLS), pack_panels, &g);
 }
 
-int esp_linear_dx_acc(esp_tensor *dx, const esp_tensor *dy, const esp_tensor *w)
+int esp_gemm_pack(uint32_t *packed, int dtype, int tb, int64_t n, int64_t k, esp_matrix b)
 {
-    esp_linear_args a;
-    TRY(check(&a, "linear_dx_acc", dx, "dx", w, "w", dy, "dy", 'x'));
-    return esp_backend_of(dx)->linear_dx_acc(dx, dy, w);
+    return pack(packed, esp_operand_of(b, !tb, dtype, k), n);
 }
 
-int esp_linear_dw(esp_tensor *dw, const esp_tensor *dy, const esp_tensor *x)
+/* ---- rows of A ---- */
+
+static int copy_rows(void *context, int64_t block)
 {
-    esp_linear_args a;
-    TRY(check(&a, "linear_dw", x, "x", dw, "dw", dy, "dy", 'w'));
-    return esp_backend_of(dw)->linear_dw(dw, dy, x);
+    const packing *g = context;
+    int64_t end = esp_min((block + 1) * COPIED_ROWS, g->n);
+    for (int64_t i = block * COPIED_ROWS; i < end; i++) esp_words_along(g->to + i * g->ld, &g->from, i, 0, g->from.words);
+    return ESP_OK;
 }
 
-int esp_linear_dw_acc(esp_tensor *dw, const esp_tensor *dy, const esp_tensor *x)
+static int turn_columns(void *context, int64_t block)
 {
-    esp_linear_args a;
-    TRY(check(&a, "linear_dw_acc", x, "x", dw, "dw", dy, "dy", 'w'));
-    return esp_backend_of(dw)->linear_dw_acc(dw, dy, x);
+    const packing *g = context;
+    int64_t col = block * WIDTH;
+    esp_turn(g->to + col * g->ld, g->ld, &g->from, col, esp_min(WIDTH, g->n - col));
+    return ESP_OK;
 }
 
-/* ---- products in blocks ---- */
+/* ---- the product ---- */
 
-/* C[m,n] = op(A) op(B) + beta C. A is f32; B f32 or bf16. */
 typedef struct product {
-    int ta, tb, b_dtype;
-    int64_t m, n, k, lda, ldb, ldc, mb, nb, across;
-    const float *a;
-    const void *b;
-    float *c;
-    float beta;
+    const esp_gemm_args *g;
+    const esp_kernel *kernel;
+    esp_operand of_a, of_b;
+    const uint32_t *a, *b;                /* a: rows of words, b: panels; NULL where a block makes its own */
+    int64_t lda, words, down, across;     /* down x across blocks of C */
 } product;
+
+/* Where part i of n numbers begins if they are cut as evenly as units allow. */
+static int64_t bound(int64_t n, int64_t unit, int64_t parts, int64_t i)
+{
+    return esp_min(esp_ceil_div(n, unit) * i / parts * unit, n);
+}
+
+/* A block of C, m rows from those of a, over all k; where it is rounded the sums are gathered in c before. own: room for a panel. */
+static void block_sums(const product *p, const uint32_t *a, int64_t m, int64_t j0, int64_t n, uint32_t *own, esp_sums to)
+{
+    int rows = p->kernel->rows;
+    p->kernel->enter();
+    for (int64_t q = 0; q < p->words; q += WORDS) {
+        int64_t words = esp_min(WORDS, p->words - q);
+        int last = q + words == p->words;
+        for (int64_t j = 0; j < n; j += ESP_TILE_COLS) {
+            const uint32_t *b = p->b ? p->b + ((j0 + j) * p->words + q * ESP_TILE_COLS) : own;
+            if (!p->b) esp_panel(own, &p->of_b, j0 + j, esp_min(ESP_TILE_COLS, n - j), q, words);
+            for (int64_t i = 0; i < m; i += rows) {
+                esp_sums part = {.c = to.c ? to.c + i * to.ldc + j : NULL, .ldc = to.ldc, .add = to.add || q > 0,
+                                 .rounded = to.rounded && last ? to.rounded + i * to.ld + j : NULL, .ld = to.ld};
+                p->kernel->tile(words, a + i * p->lda + q, p->lda, b, part, (int)esp_min(rows, m - i), (int)esp_min(ESP_TILE_COLS, n - j));
+            }
+        }
+    }
+    p->kernel->leave();
+}
 
 static int product_block(void *context, int64_t block)
 {
     const product *p = context;
-    int64_t i = block / p->across * p->mb, j = block % p->across * p->nb;
-    int64_t m = esp_min(p->mb, p->m - i), n = esp_min(p->nb, p->n - j);
-    const float *a = p->a + (p->ta ? i : i * p->lda), *b;
-    int64_t ldb = p->ldb;
-    if (p->b_dtype == ESP_F32) {
-        b = (const float *)p->b + (p->tb ? j * ldb : j);
-    } else {
-        int64_t rows = p->tb ? n : p->k, cols = p->tb ? p->k : n;
-        const uint16_t *from = (const uint16_t *)p->b + (p->tb ? j * ldb : j);
-        float *wide = esp_scratch(rows * cols * 4);
-        if (!wide) return ESP_EMEM;
-        for (int64_t r = 0; r < rows; r++) esp_convert(wide + r * cols, ESP_F32, from + r * ldb, ESP_BF16, cols);
-        b = wide;
-        ldb = cols;
+    const esp_gemm_args *g = p->g;
+    int64_t row = block / p->across, col = block % p->across, rows = p->kernel->rows;
+    int64_t i0 = bound(g->m, rows, p->down, row), m = bound(g->m, rows, p->down, row + 1) - i0;
+    int64_t j0 = bound(g->n, ESP_TILE_COLS, p->across, col), n = bound(g->n, ESP_TILE_COLS, p->across, col + 1) - j0;
+    int64_t own_a = p->a ? 0 : m * p->lda, own_b = p->b ? 0 : esp_min(WORDS, p->words) * ESP_TILE_COLS, ldc = n + LINE;
+    int exact = g->c.dtype == ESP_F32, gathered = !exact && (g->beta || p->words > WORDS);
+    int64_t bytes = (own_a + own_b + gathered * m * ldc) * 4;
+    uint32_t *room = bytes ? esp_scratch(bytes) : NULL;
+    if (bytes && !room) return ESP_EMEM;
+    if (!p->a) esp_turn(room, p->lda, &p->of_a, i0, m);
+    const uint32_t *a = p->a ? p->a + i0 * p->lda : room;
+    uint32_t *own = p->b ? NULL : room + own_a;
+    if (exact) {
+        block_sums(p, a, m, j0, n, own, (esp_sums){.c = (float *)g->c.data + i0 * g->c.stride + j0, .ldc = g->c.stride, .add = g->beta});
+        return ESP_OK;
     }
-    esp_gemm_block(p->ta, p->tb, m, n, p->k, 1, a, p->lda, b, ldb, p->beta, p->c + i * p->ldc + j, p->ldc);
+    /* A result in bf16 is rounded once, from f32 sums. */
+    esp_sums to = {.ldc = ldc, .add = g->beta, .rounded = (uint16_t *)g->c.data + i0 * g->c.stride + j0, .ld = g->c.stride};
+    if (gathered) to.c = (float *)(void *)(room + own_a + own_b);
+    if (g->beta) for (int64_t i = 0; i < m; i++) esp_convert(to.c + i * ldc, ESP_F32, to.rounded + i * to.ld, ESP_BF16, n);
+    block_sums(p, a, m, j0, n, own, to);
     return ESP_OK;
 }
 
-/* Blocks of at most 512 x 1024, halved until there are sixteen or they get so small that packing costs more than the product. */
+/* Blocks made smaller until there are sixteen, or they get so small that reading their operands costs more than the product. */
 static void cut(product *p)
 {
-    p->mb = esp_min(p->m, 512);
-    p->nb = esp_min(p->n, 1024);
-    for (;;) {
-        p->across = esp_ceil_div(p->n, p->nb);
-        int64_t blocks = esp_ceil_div(p->m, p->mb) * p->across;
-        if (blocks >= 16 || (p->mb < 256 && p->nb < 256)) return;
-        int64_t *side = p->mb >= p->nb ? &p->mb : &p->nb;
-        *side = esp_ceil_div(esp_ceil_div(*side, 2), 16) * 16;
+    int64_t m = p->g->m, n = p->g->n;
+    p->down = esp_ceil_div(m * esp_min(p->words, WORDS), BLOCK_WORDS);
+    p->across = esp_ceil_div(n, BLOCK_COLS);
+    while (p->down * p->across < 16) {
+        int64_t mb = m / p->down, nb = n / p->across;
+        if (nb >= 2 * LEAST_COLS && nb >= mb) p->across *= 2;
+        else if (mb >= 2 * LEAST_ROWS) p->down *= 2;
+        else if (nb >= 2 * LEAST_COLS) p->across *= 2;
+        else return;
     }
 }
 
-static int run(product p)
+/* Rows of A: where they stand, in `copy` (to be freed), or made by each block for itself where no other block reads the same rows. */
+static int rows_of_a(product *p, uint32_t **copy)
 {
-    if (p.m == 0 || p.n == 0) return ESP_OK;
-    cut(&p);
-    return esp_parallel(esp_ceil_div(p.m, p.mb) * p.across, product_block, &p);
+    const esp_gemm_args *g = p->g;
+    /* Rows that are REPEAT apart meet in the same places of the first cache; copied ones are an odd number of cache lines apart. */
+    p->lda = esp_ceil_div(p->words, LINE) * LINE | LINE;
+    if (!g->ta && esp_stands(&p->of_a) && g->a.stride / p->of_a.per % REPEAT != 0) {
+        p->a = g->a.data, p->lda = g->a.stride / p->of_a.per;
+        return ESP_OK;
+    }
+    if (g->ta && p->across == 1) return ESP_OK;
+    if (!(*copy = esp_malloc(g->m * p->lda * 4))) return ESP_EMEM;
+    packing c = {.to = *copy, .from = p->of_a, .n = g->m, .ld = p->lda};
+    p->a = *copy;
+    return esp_parallel(esp_ceil_div(g->m, g->ta ? WIDTH : COPIED_ROWS), g->ta ? turn_columns : copy_rows, &c);
 }
 
-/* ---- a few rows (decoding): each weight is read once, in order, which is all that counts ---- */
-
-enum { OUTPUTS = 64 };
-
-typedef struct few_rows {
-    esp_linear_args a;
-    const esp_lanes *lanes;
-    float *half;                          /* of a bf16 weight: of each row of x the even entries, then the odd ones, [rows, cols] */
-} few_rows;
-
-static int few_rows_block(void *context, int64_t block)
+/* Panels of B: as they were packed, in `copy` (to be freed), or made by each block for itself where one or two read the same and need not convert. */
+static int panels_of_b(product *p, uint32_t **copy)
 {
-    const few_rows *f = context;
-    const esp_linear_args *a = &f->a;
-    int64_t from = block * OUTPUTS, outputs = esp_min(OUTPUTS, a->w.rows - from), n = a->x.cols;
-    for (int64_t r = 0; r < a->x.rows; r++) {
-        const float *x = (const float *)a->x.data + r * a->x.stride;
-        float *y = (float *)a->y.data + r * a->y.stride + from;
-        if (a->w.dtype == ESP_F32) f->lanes->dots(y, x, (const float *)a->w.data + from * a->w.stride, a->w.stride, outputs, n);
-        else f->lanes->dots16(y, x, f->half + r * n, (const uint16_t *)a->w.data + from * a->w.stride, a->w.stride, outputs, n);
-    }
+    const esp_gemm_args *g = p->g;
+    if ((p->b = g->packed) || p->down <= 2) return ESP_OK;
+    if (!(*copy = esp_malloc(esp_gemm_packed_bytes(g->dtype, g->k, g->n)))) return ESP_EMEM;
+    p->b = *copy;
+    return pack(*copy, p->of_b, g->n);
+}
+
+static int clear_result(const esp_gemm_args *g)
+{
+    int64_t size = g->c.dtype == ESP_F32 ? 4 : 2;
+    for (int64_t i = 0; !g->beta && i < g->m; i++) memset((char *)g->c.data + i * g->c.stride * size, 0, (size_t)(g->n * size));
     return ESP_OK;
 }
 
-int esp_linear_few(const esp_rows *x_rows, const esp_rows *w, const esp_rows *y)
+int esp_gemm(const esp_gemm_args *g)
 {
-    few_rows f = {.a = {*x_rows, *w, *y}};
-    int64_t n = x_rows->cols;
-    TRY(esp_lanes_of(&f.lanes));
-    if (w->dtype != ESP_F32) {
-        if (!(f.half = esp_scratch(x_rows->rows * n * 4))) return ESP_EMEM;
-        for (int64_t r = 0; r < x_rows->rows; r++) {
-            const float *x = (const float *)x_rows->data + r * x_rows->stride;
-            for (int64_t i = 0; i < n / 2; i++) f.half[r * n + i] = x[2 * i], f.half[r * n + n / 2 + i] = x[2 * i + 1];
-        }
-    }
-    return esp_parallel(esp_ceil_div(w->rows, OUTPUTS), few_rows_block, &f);
+    if (g->m == 0 || g->n == 0) return ESP_OK;
+    if (g->k == 0) return clear_result(g);
+    product p = {.g = g, .of_a = esp_operand_of(g->a, g->ta, g->dtype, g->k), .of_b = esp_operand_of(g->b, !g->tb, g->dtype, g->k)};
+    p.words = p.of_a.words;
+    TRY(esp_kernel_of(&p.kernel, g->dtype));
+    cut(&p);
+    uint32_t *copy_a = NULL, *copy_b = NULL;
+    int code = rows_of_a(&p, &copy_a);
+    if (code == ESP_OK) code = panels_of_b(&p, &copy_b);
+    if (code == ESP_OK) code = esp_parallel(p.down * p.across, product_block, &p);
+    esp_free(copy_a);
+    esp_free(copy_b);
+    return code;
 }
-
-/* ---- kernels ---- */
-
-int esp_cpu_linear(esp_tensor *y, const esp_tensor *x, const esp_tensor *w)
-{
-    esp_linear_args a;
-    TRY(check(&a, "linear", x, "x", w, "w", y, "y", 'y'));
-    if (a.x.rows <= ESP_FEW_ROWS) return esp_linear_few(&a.x, &a.w, &a.y);
-    return run((product){.tb = 1, .b_dtype = a.w.dtype, .m = a.x.rows, .n = a.w.rows, .k = a.x.cols, .a = a.x.data, .lda = a.x.stride,
-                         .b = a.w.data, .ldb = a.w.stride, .c = a.y.data, .ldc = a.y.stride});
-}
-
-static int dx_product(esp_tensor *dx, const esp_tensor *dy, const esp_tensor *w, float beta)
-{
-    esp_linear_args a;
-    TRY(check(&a, "linear_dx", dx, "dx", w, "w", dy, "dy", 'x'));
-    return run((product){.b_dtype = a.w.dtype, .m = a.x.rows, .n = a.w.cols, .k = a.w.rows, .a = a.y.data, .lda = a.y.stride,
-                         .b = a.w.data, .ldb = a.w.stride, .c = a.x.data, .ldc = a.x.stride, .beta = beta});
-}
-
-int esp_cpu_linear_dx(esp_tensor *dx, const esp_tensor *dy, const esp_tensor *w) { return dx_product(dx, dy, w, 0); }
-int esp_cpu_linear_dx_acc(esp_tensor *dx, const esp_tensor *dy, const esp_tensor *w) { return dx_product(dx, dy, w, 1); }
-
-static int dw_product(esp_tensor *dw, const esp_tensor *dy, const esp_tensor *x, float beta)
-{
-    esp_linear_args a;
-    TRY(check(&a, "linear_dw", x, "x", dw, "dw", dy, "dy", 'w'));
-    return run((product){.ta = 1, .b_dtype = ESP_F32, .m = a.w.rows, .n = a.w.cols, .k = a.x.rows, .a = a.y.data, .lda = a.y.stride,
-                         .b = a.x.data, .ldb = a.x.stride, .c = a.w.data, .ldc = a.w.stride, .beta = beta});
-}
-
-int esp_cpu_linear_dw(esp_tensor *dw, const esp_tensor *dy, const esp_tensor *x) { return dw_product(dw, dy, x, 0); }
-int esp_cpu_linear_dw_acc(esp_tensor *dw, const esp_tensor *dy, const esp_tensor *x) { return dw_product(dw, dy, x, 1); }

@@ -4,8 +4,8 @@
 #if ESP_HAVE_X86
 #include <immintrin.h>
 
-#define TARGET __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,fma")))
-#define INLINE static inline __attribute__((always_inline, target("avx512f,avx512bw,avx512vl,avx512dq,fma")))
+#define TARGET ESP_AVX512
+#define INLINE static inline __attribute__((always_inline)) ESP_AVX512
 
 enum { LANES = 16 };
 typedef __m512 vec;

@@ -1,7 +1,7 @@
 /* Linear layers whose products are made in bf16: operands rounded to nearest even on their way into the product, sums in f32. What is stored
  * keeps its dtype, so f32 master weights are trained as they are. */
 #include "backend.h"
-#include "gemm16.h"
+#include "gemm.h"
 #include "linear.h"
 
 enum { FLOATS = ESP_BIT(ESP_F32) | ESP_BIT(ESP_BF16), I32 = ESP_BIT(ESP_I32) };
@@ -12,17 +12,12 @@ static int check_packed(esp_linear_args *a, const char *op, const esp_tensor *pa
     if (!packed) return ESP_OK;
     TRY(esp_check(op, "packed", packed, I32, ESP_READ));
     TRY(esp_check_dense(op, "packed", packed));
-    int64_t want = esp_gemm16_packed_bytes(k, n) / 4;
+    int64_t want = esp_gemm_packed_bytes(ESP_BF16, k, n) / 4;
     if (packed->count != want) {
         return esp_fail(ESP_ESHAPE, "%s: 'packed' has %lld numbers, want %lld as pack16 makes them of 'w'", op, (long long)packed->count, (long long)want);
     }
     a->packed = esp_tensor_at(packed);
     return ESP_OK;
-}
-
-static esp_matrix matrix(const esp_rows *r)
-{
-    return (esp_matrix){r->data, r->dtype, r->stride};
 }
 
 /* ---- packing ---- */
@@ -32,7 +27,7 @@ static int check_pack(esp_rows *rows, esp_tensor *packed, const esp_tensor *w, i
     TRY(esp_check_rows(rows, "pack16", "w", w, FLOATS, ESP_READ));
     TRY(esp_check("pack16", "packed", packed, I32, ESP_WRITE));
     TRY(esp_check_dense("pack16", "packed", packed));
-    int64_t want = inputs ? esp_gemm16_packed_bytes(rows->cols, rows->rows) / 4 : esp_gemm16_packed_bytes(rows->rows, rows->cols) / 4;
+    int64_t want = inputs ? esp_gemm_packed_bytes(ESP_BF16, rows->cols, rows->rows) / 4 : esp_gemm_packed_bytes(ESP_BF16, rows->rows, rows->cols) / 4;
     if (packed->count == want) return ESP_OK;
     return esp_fail(ESP_ESHAPE, "pack16: 'packed' has %lld numbers, want %lld", (long long)packed->count, (long long)want);
 }
@@ -48,7 +43,7 @@ int esp_cpu_pack16(esp_tensor *packed, const esp_tensor *w, int inputs)
 {
     esp_rows rows;
     TRY(check_pack(&rows, packed, w, inputs));
-    return esp_gemm16_pack(esp_tensor_at(packed), inputs, inputs ? rows.rows : rows.cols, inputs ? rows.cols : rows.rows, matrix(&rows));
+    return esp_gemm_pack(esp_tensor_at(packed), ESP_BF16, inputs, inputs ? rows.rows : rows.cols, inputs ? rows.cols : rows.rows, esp_matrix_of(&rows));
 }
 
 /* ---- forward ---- */
@@ -86,9 +81,7 @@ int esp_cpu_linear16(esp_tensor *y, const esp_tensor *x, const esp_tensor *w, co
 {
     esp_linear_args a;
     TRY(check_forward(&a, y, x, w, packed));
-    if (a.x.rows <= ESP_FEW_ROWS) return few_rows(&a);
-    return esp_gemm16(&(esp_gemm16_args){.tb = 1, .m = a.x.rows, .n = a.w.rows, .k = a.x.cols, .a = matrix(&a.x), .b = matrix(&a.w),
-                                         .c = matrix(&a.y), .packed = a.packed});
+    return a.x.rows <= ESP_FEW_ROWS ? few_rows(&a) : esp_linear_forward(&a, ESP_BF16);
 }
 
 /* ---- gradients ---- */
@@ -103,8 +96,7 @@ static int dx_product(const char *op, esp_tensor *dx, const esp_tensor *dy, cons
 {
     esp_linear_args a;
     TRY(check_dx(&a, op, dx, dy, w, packed));
-    return esp_gemm16(&(esp_gemm16_args){.m = a.x.rows, .n = a.w.cols, .k = a.w.rows, .a = matrix(&a.y), .b = matrix(&a.w), .c = matrix(&a.x),
-                                         .beta = beta, .packed = a.packed});
+    return esp_linear_to_x(&a, ESP_BF16, beta);
 }
 
 int esp_linear16_dx(esp_tensor *dx, const esp_tensor *dy, const esp_tensor *w, const esp_tensor *packed)
@@ -135,8 +127,7 @@ static int dw_product(const char *op, esp_tensor *dw, const esp_tensor *dy, cons
 {
     esp_linear_args a;
     TRY(esp_linear_check(&a, op, x, "x", dw, "dw", dy, "dy", 'w', FLOATS));
-    return esp_gemm16(&(esp_gemm16_args){.ta = 1, .m = a.w.rows, .n = a.w.cols, .k = a.x.rows, .a = matrix(&a.y), .b = matrix(&a.x),
-                                         .c = matrix(&a.w), .beta = beta});
+    return esp_linear_to_w(&a, ESP_BF16, beta);
 }
 
 int esp_linear16_dw(esp_tensor *dw, const esp_tensor *dy, const esp_tensor *x)

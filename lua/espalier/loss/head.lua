@@ -54,8 +54,8 @@ end
 local row = { name = "head loss" }
 
 --- Tokens of a chunk and of a group. Logits of a chunk of both heads in bf16 stay in the last cache (16 MiB; whole tiles, of 12 rows or 32); their
--- gradients are gathered over a group of about 288 tokens and at most 64 MiB, so that the head's gradient is read and written once a group. OpenBLAS
--- packs the head anew for each chunk, so f32 wants long ones, of at most 64 MiB.
+-- gradients are gathered over a group of about 288 tokens and at most 64 MiB, so that the head's gradient is read and written once a group. In f32
+-- the head is turned anew for each chunk, which wants long ones, of at most 64 MiB.
 function M.cut(N, V, precision)
   if precision ~= "bf16" then
     local chunk = math.min(N, M.chunk, math.max(64, math.floor(2 ^ 24 / V)))
