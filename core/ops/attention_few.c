@@ -7,7 +7,7 @@
 
 #include "../formula.h"
 
-enum { LANES = 16, PAIRS = 4, STRETCHES = 64, LEAST = 64 };
+enum { LANES = 16, PAIRS = 4, STRETCHES = 64, LEAST = 32 };
 
 typedef float floats16 __attribute__((vector_size(64), aligned(2), may_alias));
 typedef float floats8 __attribute__((vector_size(32), aligned(2), may_alias));
