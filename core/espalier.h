@@ -133,26 +133,21 @@ enum esp_activation { ESP_SILU = 0, ESP_GELU_TANH = 1, ESP_RELU2 = 2 };
      * (rows NULL); y dense */ \
     X(take, (esp_tensor *y, const esp_tensor *x, const esp_tensor *rows, const esp_tensor *columns)) \
     \
-    /* -- linear.c: linear layers. x [..,I] rows, w [O,I], y [..,O] rows -- */ \
+    /* -- linear.c: linear layers. x [..,I] rows, w [O,I], y [..,O] rows. dtype: of the products. In f32 all are f32, but that a weight that is read \
+     * may be bf16; in bf16, x, w, y and dy, f32 or bf16 as stored, are rounded to bf16 on their way in, sums are f32, and a result in bf16 is rounded \
+     * once. Four rows or fewer are computed in f32 in any case. packed (or NULL): what pack made of w, for a weight that many calls share: w is then \
+     * not read -- */ \
     /* y = x w^T */ \
-    X(linear, (esp_tensor *y, const esp_tensor *x, const esp_tensor *w)) \
+    X(linear, (esp_tensor *y, const esp_tensor *x, const esp_tensor *w, const esp_tensor *packed, int dtype)) \
     /* dx = dy w, dx += dy w */ \
-    X(linear_dx, (esp_tensor *dx, const esp_tensor *dy, const esp_tensor *w)) \
-    X(linear_dx_acc, (esp_tensor *dx, const esp_tensor *dy, const esp_tensor *w)) \
+    X(linear_dx, (esp_tensor *dx, const esp_tensor *dy, const esp_tensor *w, const esp_tensor *packed, int dtype)) \
+    X(linear_dx_acc, (esp_tensor *dx, const esp_tensor *dy, const esp_tensor *w, const esp_tensor *packed, int dtype)) \
     /* dw = dy^T x, dw += dy^T x */ \
-    X(linear_dw, (esp_tensor *dw, const esp_tensor *dy, const esp_tensor *x)) \
-    X(linear_dw_acc, (esp_tensor *dw, const esp_tensor *dy, const esp_tensor *x)) \
-    \
-    /* -- linear16.c: the same products in bf16: x, w, y and dy, f32 or bf16 as stored, are rounded to bf16 on their way in, sums are f32; a result \
-     * in bf16 is rounded once. Four rows or fewer come out as linear makes them. packed (or NULL): i32, what \
-     * pack16 made of w, for a weight that many calls share: w is then not read -- */ \
-    X(linear16, (esp_tensor *y, const esp_tensor *x, const esp_tensor *w, const esp_tensor *packed)) \
-    X(linear16_dx, (esp_tensor *dx, const esp_tensor *dy, const esp_tensor *w, const esp_tensor *packed)) \
-    X(linear16_dx_acc, (esp_tensor *dx, const esp_tensor *dy, const esp_tensor *w, const esp_tensor *packed)) \
-    X(linear16_dw, (esp_tensor *dw, const esp_tensor *dy, const esp_tensor *x)) \
-    X(linear16_dw_acc, (esp_tensor *dw, const esp_tensor *dy, const esp_tensor *x)) \
-    /* packed i32 [ceil(O/32)*32 * ceil(I/2)] of w [O,I] for linear16 (inputs = 1), or [ceil(I/32)*32 * ceil(O/2)] for linear16_dx (inputs = 0) */ \
-    X(pack16, (esp_tensor *packed, const esp_tensor *w, int inputs)) \
+    X(linear_dw, (esp_tensor *dw, const esp_tensor *dy, const esp_tensor *x, int dtype)) \
+    X(linear_dw_acc, (esp_tensor *dw, const esp_tensor *dy, const esp_tensor *x, int dtype)) \
+    /* w [O,I] for linear (inputs = 1) or linear_dx (inputs = 0) of a dtype: packed i32 [ceil(O/32)*32 * ceil(I/per)], or \
+     * [ceil(I/32)*32 * ceil(O/per)]; per: 1 in f32, 2 in bf16 */ \
+    X(pack, (esp_tensor *packed, const esp_tensor *w, int inputs, int dtype)) \
     \
     /* y[N,O] = x[N,O] + b[O]; y may be x (bias.c) */ \
     X(bias, (esp_tensor *y, const esp_tensor *x, const esp_tensor *b)) \

@@ -21,10 +21,9 @@ ESP_OPS(ESP_CPU_PROTOTYPE)
 /* The table that serves a tensor's device. */
 const esp_backend *esp_backend_of(const esp_tensor *t);
 
-/* Up to so many rows a linear layer reads its weight once, as it is stored, and computes in f32: reading is all that counts then. */
+/* Up to so many rows a linear layer reads its weight, and attention its cache, once and as it is stored, and computes in f32: reading is all that
+ * counts then. */
 enum { ESP_FEW_ROWS = 4 };
-/* y = x w^T for rows of f32 and a weight in f32 or bf16, which is read once a row: for a few rows. */
-int esp_linear_few(const esp_rows *x, const esp_rows *w, const esp_rows *y);
 /* y = f(gate) up for n numbers, f(gate) where up is NULL; kind: of esp_activation. y may be gate (activation.c). */
 void esp_activation_row(int kind, float *y, const float *gate, const float *up, int64_t n);
 

@@ -18,51 +18,52 @@ function Packed:free()
   if self.inputs then self.inputs:free() end
 end
 
--- Numbers (pairs of bf16) that op(B) [k,n] takes in panels of 32 columns.
-local function panel_numbers(k, n)
-  return math.ceil(n / 32) * 32 * math.ceil(k / 2)
-end
-
 -- The tensor of a weight, and the form of it that the product takes (nil: as it stands).
 local function parts(w, form)
   if getmetatable(w) == Packed then return w.w.c, w[form] and w[form].c end
   return w.c, nil
 end
 
-local f32 = { name = "f32" }
-function f32.forward(y, x, w) c.linear(y.c, x.c, w.c) end
-function f32.dx(dx, dy, w) c.linear_dx(dx.c, dy.c, w.c) end
-function f32.dx_acc(dx, dy, w) c.linear_dx_acc(dx.c, dy.c, w.c) end
-function f32.dw(dw, dy, x) c.linear_dw(dw.c, dy.c, x.c) end
-function f32.dw_acc(dw, dy, x) c.linear_dw_acc(dw.c, dy.c, x.c) end
+-- The products of a precision, the dtype of that name.
+local function products(name)
+  local p, dtype = { name = name }, tensor.dtype_code(name, "product")
+  function p.forward(y, x, w)
+    local plain, packed = parts(w, "outputs")
+    c.linear(y.c, x.c, plain, packed, dtype)
+  end
+  function p.dx(dx, dy, w)
+    local plain, packed = parts(w, "inputs")
+    c.linear_dx(dx.c, dy.c, plain, packed, dtype)
+  end
+  function p.dx_acc(dx, dy, w)
+    local plain, packed = parts(w, "inputs")
+    c.linear_dx_acc(dx.c, dy.c, plain, packed, dtype)
+  end
+  function p.dw(dw, dy, x) c.linear_dw(dw.c, dy.c, x.c, dtype) end
+  function p.dw_acc(dw, dy, x) c.linear_dw_acc(dw.c, dy.c, x.c, dtype) end
+  return p
+end
+
+local f32, bf16 = products "f32", products "bf16"
+
+-- In f32 a weight is read as it stands: a packed one would be as large again.
 function f32.pack(w) return w end
 function f32.unpack() end
 
-local bf16 = { name = "bf16" }
-function bf16.forward(y, x, w)
-  local plain, packed = parts(w, "outputs")
-  c.linear16(y.c, x.c, plain, packed)
+-- Numbers (pairs of bf16) that op(B) [k,n] takes in panels of 32 columns.
+local function panel_numbers(k, n)
+  return math.ceil(n / 32) * 32 * math.ceil(k / 2)
 end
-function bf16.dx(dx, dy, w)
-  local plain, packed = parts(w, "inputs")
-  c.linear16_dx(dx.c, dy.c, plain, packed)
-end
-function bf16.dx_acc(dx, dy, w)
-  local plain, packed = parts(w, "inputs")
-  c.linear16_dx_acc(dx.c, dy.c, plain, packed)
-end
-function bf16.dw(dw, dy, x) c.linear16_dw(dw.c, dy.c, x.c) end
-function bf16.dw_acc(dw, dy, x) c.linear16_dw_acc(dw.c, dy.c, x.c) end
 
 --- w [O,I] packed for forward and, where opt.backward, for dx.
 function bf16.pack(w, opt)
-  local O, I = w.shape[1], w.shape[2]
+  local O, I, dtype = w.shape[1], w.shape[2], tensor.dtype_code("bf16", "product.pack")
   local p = setmetatable({ w = w, shape = w.shape }, Packed)
   p.outputs = tensor.new({ panel_numbers(I, O) }, "i32")
-  c.pack16(p.outputs.c, w.c, 1)
+  c.pack(p.outputs.c, w.c, 1, dtype)
   if opt and opt.backward then
     p.inputs = tensor.new({ panel_numbers(O, I) }, "i32")
-    c.pack16(p.inputs.c, w.c, 0)
+    c.pack(p.inputs.c, w.c, 0, dtype)
   end
   return p
 end

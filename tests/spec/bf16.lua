@@ -22,7 +22,7 @@ local function close(got, want, tolerance, what)
   rows.compare(rows.flat(got:to "f32"), rows.flat(want:to "f32"), tolerance, what)
 end
 
-for _, name in ipairs { "linear16", "linear16_dx", "linear16_dx_acc", "linear16_dw", "linear16_dw_acc", "pack16" } do rows.covered[name] = true end
+rows.covered.pack = true
 
 -- { N, I, O }: one tile, tails in rows, columns and pairs, several blocks of each, one pair, few rows, two runs of k.
 local sizes = {
@@ -81,9 +81,10 @@ t.test("products in bf16 follow views, and carry NaN", function()
   local flat = rows.flat(y:narrow(1, 0, 36))
   for o = 0, 35 do t.ok(flat[5 * 36 + o + 1] ~= flat[5 * 36 + o + 1], "NaN in its row") end
   t.ok(flat[1] == flat[1] and flat[#flat] == flat[#flat], "and in no other")
-  t.fails("linear16: 'y' is [20, 64], want 20 rows of 36", function() core.ops.linear16(y.c, x.c, w.c, nil) end)
+  t.fails("linear: 'y' is [20, 64], want 20 rows of 36", function() core.ops.linear(y.c, x.c, w.c, nil, 1) end)
+  t.fails("linear: 'dtype' is 3, want f32 (0) or bf16 (1)", function() core.ops.linear(y:narrow(1, 0, 36).c, x.c, w.c, nil, 3) end)
   t.fails("'packed' has 3 numbers, want 768", function()
-    core.ops.linear16(y:narrow(1, 0, 36).c, x.c, w.c, tensor.new({ 3 }, "i32").c)
+    core.ops.linear(y:narrow(1, 0, 36).c, x.c, w.c, tensor.new({ 3 }, "i32").c, 1)
   end)
 end)
 

@@ -127,7 +127,7 @@ t.test("products of a few rows read a weight as it stands, in f32 or bf16, whole
       local wide = tensor.normal({ O + 1, I + k % 3 }, { seed = I + 1 })
       for _, dtype in ipairs { "f32", "bf16" } do
         local w = wide:to(dtype):narrow(1, 0, I):narrow(0, 0, O)
-        c.linear(y:narrow(1, 1, O).c, x.c, w.c)
+        c.linear(y:narrow(1, 1, O).c, x.c, w.c, nil, 0)
         local a, b, want = rows.flat(x), rows.flat(w:to "f32"), {}
         for n = 0, N - 1 do
           want[#want + 1] = 7

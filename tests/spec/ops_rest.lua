@@ -354,7 +354,7 @@ covers({ "contribution_acc" }, "lengths of errors with one more channel", functi
       -- Columns and a residual in three dimensions, so that lengths are known without the formula.
       local D, a, w, r = 3, random(size, 11), random({ 3, C }, 12), random({ B, T, 3 }, 13)
       local rw, rn, wn, want = tensor.new(size), tensor.new { B, T }, tensor.new { C }, {}
-      c.linear_dx(rw.c, r.c, w.c)
+      c.linear_dx(rw.c, r.c, w.c, nil, 0)
       c.norm(rn.c, r.c, 2)
       c.norm(wn.c, w:transpose(0, 1):contiguous().c, 1)
       local sums, given = tensor.full({ C }, 1, "f64"), lengths and tensor.of(lengths, { dtype = "i32" })
@@ -498,7 +498,7 @@ covers({ "weight_sums_acc", "weight_products_acc" }, "sums of |w| and w^2, and o
 end)
 
 -- Run after bf16.lua, ops.lua and ops_layers.lua, by the order of their names; alone it can say nothing of theirs.
-if rows.covered.rmsnorm and rows.covered.exp and rows.covered.linear16 then
+if rows.covered.rmsnorm and rows.covered.exp and rows.covered.pack then
   t.test("every operation of the core has a row", function()
     local missing = {}
     for name in core.string(core.C.esp_op_names()):gmatch "[^\n]+" do

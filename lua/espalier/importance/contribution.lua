@@ -18,7 +18,7 @@ local options = require "espalier.options"
 local product = require "espalier.product"
 local fail = require "espalier.fail"
 
-local c = core.ops
+local c, f32 = core.ops, product.of "f32"
 local M = {}
 local Result = {}
 Result.__index = Result
@@ -39,9 +39,9 @@ local function observe(layer, x, lengths)
   local B, T, F = unpack(x.shape)
   local out, back, r = tensor.new(x.shape), tensor.new { B, T, layer.w.shape[1] }, tensor.new { B, T }
   c.mul(out.c, tensor.to(x, "f32").c, tensor.expand(layer.gone, { B, T, F }).c)
-  c.linear(back.c, out.c, layer.w.c)
+  f32.forward(back, out, layer.w)
   c.norm(r.c, back.c, 2)
-  c.linear_dx(out.c, back.c, layer.w.c)
+  f32.dx(out, back, layer.w)
   c.contribution_acc(layer.sums.c, x.c, out.c, r.c, layer.columns.c, lengths and lengths.c or nil)
 end
 
