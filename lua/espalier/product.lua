@@ -1,7 +1,7 @@
 --- The products of linear layers at a precision: "f32", or "bf16", where operands are rounded to bf16 on their way in and sums are f32. What is
 -- stored keeps its dtype: weights stay f32 masters, gradients f32.
 --
--- A weight that many calls share is packed once: product.pack(w, { forward =, backward = }) stands for w in forward and dx until it is freed.
+-- A weight that many calls share is packed once: product.pack(w, { backward = }) stands for w in forward and dx until it is freed.
 
 local core = require "espalier.ffi"
 local tensor = require "espalier.tensor"

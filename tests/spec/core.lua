@@ -90,6 +90,7 @@ end
 t.test("wherever memory ends, it is one sentence, nothing leaks, and the next step works", function()
   local model = trainable()
   local live, failures, room = live_bytes(), 0, 0
+  local most, grown = live, 0
   repeat
     C.esp_memory_budget(live + room)
     local ok, message = pcall(step, model)
@@ -98,11 +99,15 @@ t.test("wherever memory ends, it is one sentence, nothing leaks, and the next st
     if not ok then
       failures = failures + 1
       t.ok(tostring(message):find("memory", 1, true), tostring(message))
-      t.ok(live_bytes() <= live + 2 ^ 17, "live bytes after a failure with room for " .. room .. ", more than scratch")
+      local now = live_bytes()
+      if now > most then most, grown = now, grown + 1 end
     end
     room = room + 1024
   until ok or room > 2 ^ 22
-  t.ok(failures > 10 and room < 2 ^ 22, failures .. " failures")
+  t.ok(failures > 50 and room < 2 ^ 22, failures .. " failures")
+  -- A thread that joins late takes its scratch then, in a few steps; what leaks would grow with every failure.
+  t.ok(grown <= 8 * C.esp_threads() and most - live <= 2 ^ 19 * C.esp_threads(),
+    string.format("live bytes grew %d times in %d failures, by %d", grown, failures, most - live))
   step(model)
 end)
 

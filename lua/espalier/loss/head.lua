@@ -12,7 +12,7 @@ local product = require "espalier.product"
 local fail = require "espalier.fail"
 
 local c = core.ops
-local M = { chunk = 256 }
+local M = {}
 
 -- A loss of the user's on one chunk: value added to total, gradient by the logits left in s (in place).
 local function token_term(term, s, t, weight, total, ds, first)
@@ -53,19 +53,16 @@ end
 
 local row = { name = "head loss" }
 
---- Tokens of a chunk and of a group. Logits of a chunk of both heads in bf16 stay in the last cache (16 MiB; whole tiles, of 12 rows or 32); their
+--- Tokens of a chunk and of a group, whole tiles of 12 rows or 32. In bf16 logits of a chunk of both heads stay in the last cache (16 MiB); their
 -- gradients are gathered over a group of about 288 tokens and at most 64 MiB, so that the head's gradient is read and written once a group. In f32
--- the head is turned anew for each chunk, which wants long ones, of at most 64 MiB.
+-- the head is turned anew for each chunk, which wants long ones: a chunk is a group, of at most 64 MiB.
 function M.cut(N, V, precision)
-  if precision ~= "bf16" then
-    local chunk = math.min(N, M.chunk, math.max(64, math.floor(2 ^ 24 / V)))
-    return chunk, chunk
-  end
-  local most = math.min(192, 2 ^ 24 / (4 * V))
+  local bf16 = precision == "bf16"
+  local most = bf16 and math.min(192, 2 ^ 24 / (4 * V)) or math.min(288, 2 ^ 26 / (4 * V))
   local tile = most < 96 and 12 or 96
   local chunk = math.max(24, math.floor(most / tile) * tile)
-  local group = math.max(1, math.floor(math.min(288, 2 ^ 25 / V) / chunk)) * chunk
-  return math.min(chunk, N), math.min(group, N)
+  local groups = bf16 and math.floor(math.min(288, 2 ^ 25 / V) / chunk) or 1
+  return math.min(chunk, N), math.min(math.max(1, groups) * chunk, N)
 end
 
 -- Buffers of logits (s, t), losses and gradients by logits (d). With one fused term the gradient overwrites the logits that it came from; several
