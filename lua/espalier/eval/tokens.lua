@@ -27,7 +27,7 @@ local function each_chunk(states, full, count, visit)
   local V = states.weight.shape[1]
   local size = head.cut(count, V, states.precision)
   local function flat(x) return tensor.view(x, { count, x.shape[#x.shape] }) end
-  local s, t = tensor.new { size, V }, full and tensor.new { size, V }
+  local s, t = head.logits(size, V), full and head.logits(size, V)
   local a, b = flat(states.hidden), full and flat(full.hidden)
   local project, done = projection(states)
   local project_full, full_done

@@ -65,6 +65,15 @@ function M.cut(N, V, precision)
   return math.min(chunk, N), math.min(math.max(1, groups) * chunk, N)
 end
 
+--- A buffer of logits, or of gradients by them, [rows, V]. Rows a multiple of 4 KiB apart would meet in the same places of the first cache, and
+-- products would copy them.
+function M.logits(rows, V, dtype)
+  local all = tensor.new({ rows, V + (V % 1024 == 0 and 32 or 0) }, dtype)
+  local own = tensor.narrow(all, 1, 0, V)
+  all:free()
+  return own
+end
+
 -- Buffers of logits (s, t), losses and gradients by logits (d). With one fused term the gradient overwrites the logits that it came from; several
 -- terms each need the logits, and so does a cap. KL alone, to be learnt from, reads logits in bf16 and writes the bf16 that the products of its
 -- gradient would round it to; s then holds the whole group.
@@ -72,11 +81,11 @@ local function buffers(e, V, chunk, group, record)
   local fused = #e.terms == 1 and e.terms[1].kind
   local half = record and fused == "kl" and e.precision == "bf16" and not e.cap
   local own = half and not e.teacher_cap and e.teacher_precision == "bf16"
-  local b = { s = half and tensor.new({ group, V }, "bf16") or tensor.new { chunk, V }, loss = tensor.new { chunk },
-    t = e.teacher_hidden and tensor.new({ chunk, V }, own and "bf16" or "f32") }
+  local b = { s = half and M.logits(group, V, "bf16") or M.logits(chunk, V), loss = tensor.new { chunk },
+    t = e.teacher_hidden and M.logits(chunk, V, own and "bf16" or "f32") }
   if record then
     if half or (chunk == group and fused and fused ~= "token" and not e.cap) then b.d = b.s
-    else b.d = tensor.new { group, V } end
+    else b.d = M.logits(group, V) end
   end
   return b
 end
