@@ -8,7 +8,8 @@
 /* WORDS of k at a time; fewer make sums wait in memory more often, which costs more than a better place. A block of C reads BLOCK_WORDS of A then,
  * which lie in a second cache of 1 MiB with a panel of B; it has at most BLOCK_COLS columns and, where that makes more blocks, at least
  * LEAST_ROWS x LEAST_COLS sums. */
-enum { WORDS = 1024, BLOCK_WORDS = 144 * WORDS, BLOCK_COLS = 640, LEAST_ROWS = 96, LEAST_COLS = 128, PACKED_COLS = 128, COPIED_ROWS = 16, WIDTH = 64 };
+enum { WORDS = 1024, BLOCK_WORDS = 144 * WORDS, BLOCK_COLS = 640, LEAST_ROWS = 96, LEAST_COLS = 128, PACKED_COLS = 128, COPIED_ROWS = 16,
+       WIDTH = 64 };
 
 /* Words in a cache line, and in what the places of a first cache repeat after. */
 enum { LINE = 16, REPEAT = 1024 };
@@ -163,7 +164,7 @@ static int rows_of_a(product *p, uint32_t **copy)
     return esp_parallel(esp_ceil_div(g->m, g->ta ? WIDTH : COPIED_ROWS), g->ta ? turn_columns : copy_rows, &c);
 }
 
-/* Panels of B: as they were packed, in `copy` (to be freed), or made by each block for itself where one or two read the same and need not convert. */
+/* Panels of B: as they were packed, in `copy` (to be freed), or made by each block for itself where one or two read the same. */
 static int panels_of_b(product *p, uint32_t **copy)
 {
     const esp_gemm_args *g = p->g;

@@ -39,7 +39,7 @@ typedef struct esp_kernel {
     esp_tile *tile;
     void (*enter)(void), (*leave)(void);
 } esp_kernel;
-extern const esp_kernel esp_kernel16_generic, esp_kernel16_avx512, esp_kernel16_amx, esp_kernel32_generic, esp_kernel32_avx512;
+extern const esp_kernel esp_kernel16_generic, esp_kernel16_avx512_bf16, esp_kernel16_amx, esp_kernel32_generic, esp_kernel32_avx512;
 /* The kernel for operands of a dtype on this machine. */
 int esp_kernel_of(const esp_kernel **out, int dtype);
 

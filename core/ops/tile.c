@@ -10,7 +10,8 @@ int esp_kernel_of(const esp_kernel **out, int dtype)
 {
     static const esp_kernel *const kernels[2][ESP_ISA_AMX + 1] = {
         {[ESP_ISA_GENERIC ... ESP_ISA_AVX2] = &esp_kernel32_generic, [ESP_ISA_AVX512 ... ESP_ISA_AMX] = &esp_kernel32_avx512},
-        {[ESP_ISA_GENERIC ... ESP_ISA_AVX512] = &esp_kernel16_generic, [ESP_ISA_AVX512_BF16] = &esp_kernel16_avx512, [ESP_ISA_AMX] = &esp_kernel16_amx}};
+        {[ESP_ISA_GENERIC ... ESP_ISA_AVX512] = &esp_kernel16_generic, [ESP_ISA_AVX512_BF16] = &esp_kernel16_avx512_bf16,
+         [ESP_ISA_AMX] = &esp_kernel16_amx}};
     int isa;
     TRY(esp_isa(&isa));
     *out = kernels[dtype == ESP_BF16][isa];
@@ -55,8 +56,8 @@ static inline esp_sums part_of(esp_sums to, int64_t i, int64_t j)
 }
 
 /* rows and bf16 are constants wherever this is inlined, so the sums stay in registers. */
-static inline __attribute__((always_inline)) void band(const int rows, const int bf16, int64_t words, const uint32_t *a, int64_t lda, const uint32_t *b,
-                                                       esp_sums out, int n)
+static inline __attribute__((always_inline)) void band(const int rows, const int bf16, int64_t words, const uint32_t *a, int64_t lda,
+                                                       const uint32_t *b, esp_sums out, int n)
 {
     floats s[BAND][VECTORS] = {{{0}}};
     for (int i = 0; out.c && i < rows; i++) __builtin_prefetch(out.c + i * out.ldc, 1), __builtin_prefetch(out.c + i * out.ldc + n - 1, 1);
@@ -207,8 +208,8 @@ static inline __attribute__((always_inline)) ESP_AVX512 void rows32(const int ro
     store(rows, both, &s, &to, n);
 }
 
-static inline __attribute__((always_inline)) ESP_AVX512_BF16 void rows16(const int rows, const int both, int64_t words, const uint32_t *a, int64_t lda,
-                                                                         const uint32_t *b, esp_sums to, int n)
+static inline __attribute__((always_inline)) ESP_AVX512_BF16 void rows16(const int rows, const int both, int64_t words, const uint32_t *a,
+                                                                         int64_t lda, const uint32_t *b, esp_sums to, int n)
 {
     halves s;
     begin(rows, &s, &to, n);
@@ -240,12 +241,12 @@ static inline __attribute__((always_inline)) ESP_AVX512_BF16 void rows16(const i
         else of_rows(r, 0, words, a, lda, b, to, n);                                                                                     \
         break;
 TILE(tile32_avx512, ESP_AVX512, rows32)
-TILE(tile16_avx512, ESP_AVX512_BF16, rows16)
+TILE(tile16_avx512_bf16, ESP_AVX512_BF16, rows16)
 #undef CASE
 #undef TILE
 const esp_kernel esp_kernel32_avx512 = {ROWS, tile32_avx512, nothing, nothing};
-const esp_kernel esp_kernel16_avx512 = {ROWS, tile16_avx512, nothing, nothing};
+const esp_kernel esp_kernel16_avx512_bf16 = {ROWS, tile16_avx512_bf16, nothing, nothing};
 #else
-const esp_kernel esp_kernel16_avx512 = {ROWS, tile16_generic, nothing, nothing};
+const esp_kernel esp_kernel16_avx512_bf16 = {ROWS, tile16_generic, nothing, nothing};
 const esp_kernel esp_kernel32_avx512 = {ROWS, tile32_generic, nothing, nothing};
 #endif

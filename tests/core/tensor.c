@@ -61,7 +61,7 @@ static void shapes_of_operations(void)
     esp_tensor *x, *y;
     CHECK(esp_tensor_new(&x, ESP_F32, 2, a) == 0 && esp_tensor_new(&y, ESP_F32, 2, b) == 0);
     REFUSES(esp_add(x, x, y), ESP_ESHAPE, "add: ");
-    REFUSES(esp_linear(x, x, y), ESP_ESHAPE, "linear: ");
+    REFUSES(esp_linear(x, x, y, NULL, ESP_F32), ESP_ESHAPE, "linear: ");
     REFUSES(esp_exp(x, NULL), ESP_EARG, "exp: ");
     esp_tensor_free(x);
     esp_tensor_free(y);
