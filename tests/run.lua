@@ -119,6 +119,16 @@ function t.program()
   return file.name(path) == "espalier" and path or nil
 end
 
+--- Runs a file of specs again in a process of its own for each of these instruction sets; skipped where this is such a run.
+function t.under_each_isa(name, list)
+  if os.getenv "ESPALIER_ISA" then t.skip "this is such a run" end
+  local program, out = t.program() or t.skip "needs the espalier program", t.folder() .. "/out"
+  for _, isa in ipairs(list) do
+    local argv = { "/usr/bin/env", "ESPALIER_ISA=" .. isa, program, t.root .. "tests/run.lua", name }
+    t.equal(esp.io.process.start(argv, out):wait(), 0, isa .. ": " .. t.read(out))
+  end
+end
+
 function t.test(name, fn)
   local ok, message = xpcall(fn, function(e)
     if type(e) == "table" and e[1] == SKIP then return e end

@@ -6,7 +6,6 @@ local esp = require "espalier"
 local tensor = require "espalier.tensor"
 local core = require "espalier.ffi"
 local rows = require "oprows"
-local file, process = esp.io.file, esp.io.process
 
 local c, inf = core.ops, math.huge
 
@@ -189,11 +188,5 @@ t.test("NaN anywhere is NaN in its row's loss, and in no other", function()
 end)
 
 t.test("every instruction set of the machine gives these rows", function()
-  if os.getenv "ESPALIER_ISA" then t.skip "this is such a run" end
-  local program = t.program() or t.skip "needs the espalier program"
-  local out = t.folder() .. "/out"
-  for _, isa in ipairs { "generic", "avx2", "avx512" } do
-    local code = process.start({ "/usr/bin/env", "ESPALIER_ISA=" .. isa, file.real(program), t.root .. "tests/run.lua", "lanes" }, out):wait()
-    t.equal(code, 0, isa .. ": " .. t.read(out))
-  end
+  t.under_each_isa("lanes", { "generic", "avx2", "avx512" })
 end)

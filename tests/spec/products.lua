@@ -5,7 +5,6 @@ local t = ...
 local esp = require "espalier"
 local tensor = require "espalier.tensor"
 local product = require("espalier.product").of "f32"
-local file, process = esp.io.file, esp.io.process
 
 local function numbers(x)
   local flat = x:contiguous():to "f64"
@@ -104,11 +103,5 @@ t.test("NaN and infinity of one row or column stay there", function()
 end)
 
 t.test("every instruction set of the machine gives these products", function()
-  if os.getenv "ESPALIER_ISA" then t.skip "this is such a run" end
-  local program = t.program() or t.skip "needs the espalier program"
-  local out = t.folder() .. "/out"
-  for _, isa in ipairs { "generic", "avx512" } do
-    local code = process.start({ "/usr/bin/env", "ESPALIER_ISA=" .. isa, file.real(program), t.root .. "tests/run.lua", "products" }, out):wait()
-    t.equal(code, 0, isa .. ": " .. t.read(out))
-  end
+  t.under_each_isa("products", { "generic", "avx512" })
 end)
