@@ -3,7 +3,7 @@
 
 #include "rowsums.h"
 
-enum { FLOATS = ESP_BIT(ESP_F32) | ESP_BIT(ESP_BF16), STRETCH = 256, CHANNELS = 128, TILE = 8192, GROUP = 32, LANES = 16 };
+enum { FLOATS = ESP_BIT(ESP_F32) | ESP_BIT(ESP_BF16), STRETCH = 256, CHANNELS = 128, TILE = 8192, GROUP = 32, LANES = 16, RUN = 16 };
 
 /* ---- checks ---- */
 
@@ -115,15 +115,12 @@ const float *esp_row_tile(const esp_tensor *x, int64_t row, int64_t t, int64_t p
 
 /* ---- kernels: the sums of a group of channels stay in registers while its positions pass ---- */
 
-static inline __attribute__((always_inline)) void sums_of_group(double *sum, int64_t stride, const void *x, int64_t step, int64_t positions, const int n,
-                                                                const int bf16)
+static inline __attribute__((always_inline)) void sums_of_group(double *sum, int64_t stride, const float *x, int64_t step, int64_t positions, const int n)
 {
     double absolute[GROUP] = {0}, plain[GROUP] = {0}, square[GROUP] = {0};
-    for (int64_t t = 0; t < positions; t++) {
-        const float *wide = (const float *)x + t * step;
-        const uint16_t *half = (const uint16_t *)x + t * step;
+    for (int64_t t = 0; t < positions; t++, x += step) {
         for (int l = 0; l < n; l++) {
-            double v = (double)(bf16 ? esp_bf16_to_f32(half[l]) : wide[l]);
+            double v = (double)x[l];
             absolute[l] += fabs(v);
             plain[l] += v;
             square[l] += v * v;
@@ -136,20 +133,42 @@ static inline __attribute__((always_inline)) void sums_of_group(double *sum, int
     }
 }
 
+/* Squares of bf16 are exact in f32, and sums of RUN of them all but exact: double is needed from there on only. */
+static inline __attribute__((always_inline)) void sums_of_group_bf16(double *sum, int64_t stride, const uint16_t *x, int64_t step, int64_t positions,
+                                                                     const int n)
+{
+    for (int64_t t = 0; t < positions; t += RUN) {
+        float absolute[GROUP] = {0}, plain[GROUP] = {0}, square[GROUP] = {0};
+        for (int64_t left = esp_min(RUN, positions - t); left > 0; left--, x += step) {
+            for (int l = 0; l < n; l++) {
+                float v = esp_bf16_to_f32(x[l]);
+                absolute[l] += fabsf(v);
+                plain[l] += v;
+                square[l] += v * v;
+            }
+        }
+        for (int l = 0; l < n; l++) {
+            sum[l] += (double)absolute[l];
+            sum[stride + l] += (double)plain[l];
+            sum[2 * stride + l] += (double)square[l];
+        }
+    }
+}
+
 ESP_SIMD void esp_sums_across(double *sum, int64_t stride, const float *x, int64_t step, int64_t positions, int64_t n)
 {
     int64_t i = 0;
-    for (; i + GROUP <= n; i += GROUP) sums_of_group(sum + i, stride, x + i, step, positions, GROUP, 0);
-    for (; i + 8 <= n; i += 8) sums_of_group(sum + i, stride, x + i, step, positions, 8, 0);
-    for (; i < n; i++) sums_of_group(sum + i, stride, x + i, step, positions, 1, 0);
+    for (; i + GROUP <= n; i += GROUP) sums_of_group(sum + i, stride, x + i, step, positions, GROUP);
+    for (; i + 8 <= n; i += 8) sums_of_group(sum + i, stride, x + i, step, positions, 8);
+    for (; i < n; i++) sums_of_group(sum + i, stride, x + i, step, positions, 1);
 }
 
 ESP_SIMD void esp_sums_across_bf16(double *sum, int64_t stride, const uint16_t *x, int64_t step, int64_t positions, int64_t n)
 {
     int64_t i = 0;
-    for (; i + GROUP <= n; i += GROUP) sums_of_group(sum + i, stride, x + i, step, positions, GROUP, 1);
-    for (; i + 8 <= n; i += 8) sums_of_group(sum + i, stride, x + i, step, positions, 8, 1);
-    for (; i < n; i++) sums_of_group(sum + i, stride, x + i, step, positions, 1, 1);
+    for (; i + GROUP <= n; i += GROUP) sums_of_group_bf16(sum + i, stride, x + i, step, positions, GROUP);
+    for (; i + 8 <= n; i += 8) sums_of_group_bf16(sum + i, stride, x + i, step, positions, 8);
+    for (; i < n; i++) sums_of_group_bf16(sum + i, stride, x + i, step, positions, 1);
 }
 
 ESP_SIMD void esp_sums_along(double *sum, int64_t stride, const float *x, int64_t positions)
