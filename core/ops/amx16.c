@@ -72,8 +72,9 @@ static AMX void sums(int64_t pairs, const uint32_t *a, int64_t lda, const uint32
     }
 }
 
-static AMX void tile_amx(int64_t pairs, const uint32_t *a, int64_t lda, const uint32_t *b, esp_sums to, int m, int n)
+static AMX void tile_amx(int64_t pairs, const uint32_t *a, int64_t lda, const uint32_t *b, esp_sums to, int m, int n, esp_near near)
 {
+    (void)near;
     int tall = m > SIDE, wide = n > SIDE, whole = m == ROWS && n == ESP_TILE_COLS;
     float exact[ROWS * ESP_TILE_COLS];
     if (!whole) configure(m, n);

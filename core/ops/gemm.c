@@ -10,6 +10,8 @@
  * LEAST_ROWS x LEAST_COLS sums. */
 enum { WORDS = 1024, BLOCK_WORDS = 144 * WORDS, BLOCK_COLS = 640, LEAST_ROWS = 96, LEAST_COLS = 128, PACKED_COLS = 128, COPIED_ROWS = 16,
        WIDTH = 64 };
+/* Of rows that a block turns itself, as those of the next one come into the second cache meanwhile. */
+enum { OWN_WORDS = 24 * WORDS };
 
 /* Words in a cache line, and in what the places of a first cache repeat after. */
 enum { LINE = 16, REPEAT = 1024 };
@@ -84,32 +86,59 @@ static int64_t bound(int64_t n, int64_t unit, int64_t parts, int64_t i)
     return esp_min(esp_ceil_div(n, unit) * i / parts * unit, n);
 }
 
-/* A block of C, m rows from those of a, over all k; where it is rounded the sums are gathered in c before. own: room for a panel. */
-static void block_sums(const product *p, const uint32_t *a, int64_t m, int64_t j0, int64_t n, uint32_t *own, esp_sums to)
+/* A block of C: m rows from i0 on, n columns from j0 on. */
+typedef struct block {
+    int64_t i0, m, j0, n;
+    const uint32_t *a;                    /* its rows */
+    uint32_t *own;                        /* room for a panel, where it makes its own */
+} block;
+
+/* What the tiles of panel j of a block ask memory for: while the first is at work the rows of A, then what the next panel is, or is made of. Where
+ * the block turned its rows itself, those that the next block will turn. */
+static esp_ahead ahead_of(const product *p, const block *b, int64_t j, int64_t q, int64_t words)
+{
+    int64_t rows = p->kernel->rows, tiles = esp_ceil_div(b->m, rows), next = b->j0 + j + ESP_TILE_COLS, below = b->i0 + b->m;
+    esp_ahead nothing = {{(const char *)b->a, 0, 0}, 0, 0};
+    if (!p->a) {
+        if (j == 0 || below == p->g->m) return nothing;
+        return esp_turn_ahead(&p->of_a, below, esp_min(b->m, p->g->m - below), j / ESP_TILE_COLS - 1, tiles);
+    }
+    if (j == 0) return (esp_ahead){{(const char *)(b->a + rows * p->lda + q), p->lda * 4, 4}, rows * p->lda * 4, tiles};
+    if (next >= p->g->n) return nothing;
+    if (!p->b) return esp_panel_ahead(&p->of_b, next, q, words, tiles);
+    return (esp_ahead){{(const char *)(p->b + next * p->words + q * ESP_TILE_COLS), 0, ESP_TILE_COLS * 2}, words * ESP_TILE_COLS * 2, 2};
+}
+
+/* The sums of a block over all k; where it is rounded they are gathered in c before. */
+static void block_sums(const product *p, const block *at, esp_sums to)
 {
     int rows = p->kernel->rows;
+    int64_t m = at->m, n = at->n;
     p->kernel->enter();
     for (int64_t q = 0; q < p->words; q += WORDS) {
         int64_t words = esp_min(WORDS, p->words - q);
         int last = q + words == p->words;
         for (int64_t j = 0; j < n; j += ESP_TILE_COLS) {
-            const uint32_t *b = p->b ? p->b + ((j0 + j) * p->words + q * ESP_TILE_COLS) : own;
-            if (!p->b) esp_panel(own, &p->of_b, j0 + j, esp_min(ESP_TILE_COLS, n - j), q, words);
-            for (int64_t i = 0; i < m; i += rows) {
+            const uint32_t *b = p->b ? p->b + ((at->j0 + j) * p->words + q * ESP_TILE_COLS) : at->own;
+            if (!p->b) esp_panel(at->own, &p->of_b, at->j0 + j, esp_min(ESP_TILE_COLS, n - j), q, words);
+            esp_ahead ahead = ahead_of(p, at, j, q, words);
+            for (int64_t i = 0; i < m; i += rows, ahead.tiles--, ahead.near.at += ahead.each) {
+                const uint32_t *a = at->a + i * p->lda + q;
+                esp_near near = ahead.tiles > 0 ? ahead.near : (esp_near){(const char *)a, 0, 0};
                 esp_sums part = {.c = to.c ? to.c + i * to.ldc + j : NULL, .ldc = to.ldc, .add = to.add || q > 0,
                                  .rounded = to.rounded && last ? to.rounded + i * to.ld + j : NULL, .ld = to.ld};
-                p->kernel->tile(words, a + i * p->lda + q, p->lda, b, part, (int)esp_min(rows, m - i), (int)esp_min(ESP_TILE_COLS, n - j));
+                p->kernel->tile(words, a, p->lda, b, part, (int)esp_min(rows, m - i), (int)esp_min(ESP_TILE_COLS, n - j), near);
             }
         }
     }
     p->kernel->leave();
 }
 
-static int product_block(void *context, int64_t block)
+static int product_block(void *context, int64_t index)
 {
     const product *p = context;
     const esp_gemm_args *g = p->g;
-    int64_t row = block / p->across, col = block % p->across, rows = p->kernel->rows;
+    int64_t row = index / p->across, col = index % p->across, rows = p->kernel->rows;
     int64_t i0 = bound(g->m, rows, p->down, row), m = bound(g->m, rows, p->down, row + 1) - i0;
     int64_t j0 = bound(g->n, ESP_TILE_COLS, p->across, col), n = bound(g->n, ESP_TILE_COLS, p->across, col + 1) - j0;
     int64_t own_a = p->a ? 0 : m * p->lda, own_b = p->b ? 0 : esp_min(WORDS, p->words) * ESP_TILE_COLS, ldc = n + LINE;
@@ -118,17 +147,16 @@ static int product_block(void *context, int64_t block)
     uint32_t *room = bytes ? esp_scratch(bytes) : NULL;
     if (bytes && !room) return ESP_EMEM;
     if (!p->a) esp_turn(room, p->lda, &p->of_a, i0, m);
-    const uint32_t *a = p->a ? p->a + i0 * p->lda : room;
-    uint32_t *own = p->b ? NULL : room + own_a;
+    block b = {i0, m, j0, n, p->a ? p->a + i0 * p->lda : room, room + own_a};
     if (exact) {
-        block_sums(p, a, m, j0, n, own, (esp_sums){.c = (float *)g->c.data + i0 * g->c.stride + j0, .ldc = g->c.stride, .add = g->beta});
+        block_sums(p, &b, (esp_sums){.c = (float *)g->c.data + i0 * g->c.stride + j0, .ldc = g->c.stride, .add = g->beta});
         return ESP_OK;
     }
     /* A result in bf16 is rounded once, from f32 sums. */
     esp_sums to = {.ldc = ldc, .add = g->beta, .rounded = (uint16_t *)g->c.data + i0 * g->c.stride + j0, .ld = g->c.stride};
     if (gathered) to.c = (float *)(void *)(room + own_a + own_b);
     if (g->beta) for (int64_t i = 0; i < m; i++) esp_convert(to.c + i * ldc, ESP_F32, to.rounded + i * to.ld, ESP_BF16, n);
-    block_sums(p, a, m, j0, n, own, to);
+    block_sums(p, &b, to);
     return ESP_OK;
 }
 
@@ -136,8 +164,9 @@ static int product_block(void *context, int64_t block)
 static void cut(product *p)
 {
     int64_t m = p->g->m, n = p->g->n;
-    p->down = esp_ceil_div(m * esp_min(p->words, WORDS), BLOCK_WORDS);
     p->across = esp_ceil_div(n, BLOCK_COLS);
+    p->down = esp_ceil_div(m * esp_min(p->words, WORDS), BLOCK_WORDS);
+    if (p->g->ta && p->across == 1) while (m / p->down * p->words > OWN_WORDS && m / p->down >= 2 * LEAST_ROWS) p->down *= 2;
     while (p->down * p->across < 16) {
         int64_t mb = m / p->down, nb = n / p->across;
         if (nb >= 2 * LEAST_COLS && nb >= mb) p->across *= 2;

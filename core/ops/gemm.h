@@ -30,8 +30,9 @@ typedef struct esp_sums {
     int64_t ld;
 } esp_sums;
 
-/* One tile in one instruction set: [m,n] sums over words p of a[i * lda + p] b[p * 32 + j]. m <= rows of the kernel, n <= 32. */
-typedef void esp_tile(int64_t words, const uint32_t *a, int64_t lda, const uint32_t *b, esp_sums to, int m, int n);
+/* One tile in one instruction set: [m,n] sums over words p of a[i * lda + p] b[p * 32 + j]. m <= rows of the kernel, n <= 32. It may ask for what is
+ * near on its way. */
+typedef void esp_tile(int64_t words, const uint32_t *a, int64_t lda, const uint32_t *b, esp_sums to, int m, int n, esp_near near);
 
 /* enter() comes before a thread's tiles and leave() after the last: some processors keep state. Tiles of f32 round no sums. */
 typedef struct esp_kernel {

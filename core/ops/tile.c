@@ -119,14 +119,18 @@ static inline __attribute__((always_inline)) void plain(const int bf16, int64_t 
     }
 }
 
-static ESP_SIMD void tile16_generic(int64_t pairs, const uint32_t *a, int64_t lda, const uint32_t *b, esp_sums to, int m, int n)
+static ESP_SIMD void tile16_generic(int64_t pairs, const uint32_t *a, int64_t lda, const uint32_t *b, esp_sums to, int m, int n,
+                                    esp_near near)
 {
+    (void)near;
     plain(1, pairs, a, lda, b, to, m, n);
 }
 const esp_kernel esp_kernel16_generic = {ROWS, tile16_generic, nothing, nothing};
 
-static ESP_SIMD void tile32_generic(int64_t numbers, const uint32_t *a, int64_t lda, const uint32_t *b, esp_sums to, int m, int n)
+static ESP_SIMD void tile32_generic(int64_t numbers, const uint32_t *a, int64_t lda, const uint32_t *b, esp_sums to, int m, int n,
+                                    esp_near near)
 {
+    (void)near;
     plain(0, numbers, a, lda, b, to, m, n);
 }
 const esp_kernel esp_kernel32_generic = {ROWS, tile32_generic, nothing, nothing};
@@ -191,11 +195,12 @@ static inline __attribute__((always_inline)) ESP_AVX512_BF16 void round_to(const
 }
 
 static inline __attribute__((always_inline)) ESP_AVX512 void rows32(const int rows, const int both, int64_t words, const uint32_t *a, int64_t lda,
-                                                                    const uint32_t *b, esp_sums to, int n)
+                                                                    const uint32_t *b, esp_sums to, int n, esp_near near)
 {
     halves s;
     begin(rows, &s, &to, n);
     for (int64_t p = 0; p < words; p++, a++, b += ESP_TILE_COLS) {
+        __builtin_prefetch(near.at + p % ESP_NEAR_ROWS * near.step + p * near.on, 0, 2);
         __m512 b0 = _mm512_loadu_ps(b), b1 = _mm512_loadu_ps(b + 16);
 #pragma GCC unroll 12
         for (int i = 0; i < rows; i++) {
@@ -209,11 +214,13 @@ static inline __attribute__((always_inline)) ESP_AVX512 void rows32(const int ro
 }
 
 static inline __attribute__((always_inline)) ESP_AVX512_BF16 void rows16(const int rows, const int both, int64_t words, const uint32_t *a,
-                                                                         int64_t lda, const uint32_t *b, esp_sums to, int n)
+                                                                         int64_t lda, const uint32_t *b, esp_sums to, int n,
+                                                                         esp_near near)
 {
     halves s;
     begin(rows, &s, &to, n);
     for (int64_t p = 0; p < words; p++, a++, b += ESP_TILE_COLS) {
+        __builtin_prefetch(near.at + p % ESP_NEAR_ROWS * near.step + p * near.on, 0, 2);
         __m512bh b0 = (__m512bh)_mm512_loadu_si512(b), b1 = (__m512bh)_mm512_loadu_si512(b + 16);
 #pragma GCC unroll 12
         for (int i = 0; i < rows; i++) {
@@ -228,7 +235,8 @@ static inline __attribute__((always_inline)) ESP_AVX512_BF16 void rows16(const i
 }
 
 #define TILE(name, isa, of_rows)                                                                                                         \
-    static isa void name(int64_t words, const uint32_t *a, int64_t lda, const uint32_t *b, esp_sums to, int m, int n)                    \
+    static isa void name(int64_t words, const uint32_t *a, int64_t lda, const uint32_t *b, esp_sums to, int m, int n,                    \
+                         esp_near near)                                                                                           \
     {                                                                                                                                    \
         switch (m) {                                                                                                                     \
         CASE(1, of_rows) CASE(2, of_rows) CASE(3, of_rows) CASE(4, of_rows) CASE(5, of_rows) CASE(6, of_rows)                            \
@@ -237,8 +245,8 @@ static inline __attribute__((always_inline)) ESP_AVX512_BF16 void rows16(const i
     }
 #define CASE(r, of_rows)                                                                                                                 \
     case r:                                                                                                                              \
-        if (n > 16) of_rows(r, 1, words, a, lda, b, to, n);                                                                              \
-        else of_rows(r, 0, words, a, lda, b, to, n);                                                                                     \
+        if (n > 16) of_rows(r, 1, words, a, lda, b, to, n, near);                                                                              \
+        else of_rows(r, 0, words, a, lda, b, to, n, near);                                                                                     \
         break;
 TILE(tile32_avx512, ESP_AVX512, rows32)
 TILE(tile16_avx512_bf16, ESP_AVX512_BF16, rows16)

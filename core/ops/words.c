@@ -155,3 +155,27 @@ void esp_turn(uint32_t *to, int64_t ld, const esp_operand *o, int64_t col, int64
         }
     }
 }
+
+/* ---- what they will read ---- */
+
+enum { CACHE_LINE = 64 };
+
+esp_ahead esp_panel_ahead(const esp_operand *o, int64_t j, int64_t q, int64_t words, int64_t tiles)
+{
+    int64_t size = esp_dtype_size(o->x.dtype), ld = o->x.stride * size;
+    if (o->down) {
+        esp_near rows = {at(&o->x, q * o->per, j), 0, ld};
+        return o->per == 1 ? (esp_ahead){rows, CACHE_LINE, ESP_TILE_COLS * size / CACHE_LINE} : (esp_ahead){rows, words * ld, o->per};
+    }
+    /* A tile is back at a row 16 words on, which are one line or two. The rows of neighbouring tiles overlap. */
+    esp_near rows = {at(&o->x, j, q * o->per), ld, o->per * size};
+    int64_t wide = o->per * size * ESP_NEAR_ROWS > CACHE_LINE;
+    return (esp_ahead){rows, esp_max_of(1, ESP_TILE_COLS / tiles) * ld + wide * CACHE_LINE, esp_min(tiles, ESP_TILE_COLS)};
+}
+
+esp_ahead esp_turn_ahead(const esp_operand *o, int64_t col, int64_t n, int64_t part, int64_t tiles)
+{
+    int64_t size = esp_dtype_size(o->x.dtype), lines = esp_ceil_div(n * size, CACHE_LINE), line = part / o->per * tiles;
+    esp_near rows = {(const char *)at(&o->x, part % o->per * o->words, col) + line * CACHE_LINE, 0, o->x.stride * size};
+    return (esp_ahead){rows, CACHE_LINE, lines - line};
+}

@@ -33,4 +33,22 @@ void esp_turn(uint32_t *to, int64_t ld, const esp_operand *o, int64_t col, int64
 /* to[c * ldt + r] = from[r * ldf + c] for 16 x 16 words. */
 void esp_transpose16(uint32_t *to, int64_t ldt, const uint32_t *from, int64_t ldf);
 
+/* Memory that will be read soon: a tile asks at its word p for the line at `at` + p % ESP_NEAR_ROWS * step + p * on, in bytes. */
+enum { ESP_NEAR_ROWS = 16 };
+typedef struct esp_near {
+    const char *at;
+    int64_t step, on;
+} esp_near;
+
+/* The same for the tiles of a panel: the first `tiles` of them ask, each `each` bytes behind the one before. */
+typedef struct esp_ahead {
+    esp_near near;
+    int64_t each, tiles;
+} esp_ahead;
+
+/* For a panel of `tiles` tiles of `words` words: what esp_panel will read for columns j .. j+31 from word q on; and the part-th part of what esp_turn
+ * will read for columns col .. col+n-1. */
+esp_ahead esp_panel_ahead(const esp_operand *o, int64_t j, int64_t q, int64_t words, int64_t tiles);
+esp_ahead esp_turn_ahead(const esp_operand *o, int64_t col, int64_t n, int64_t part, int64_t tiles);
+
 #endif
