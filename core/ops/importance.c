@@ -252,23 +252,27 @@ static ESP_SIMD void pair_lengths(float *restrict y, const float *restrict a, co
     for (int64_t i = 0; i < n; i++) y[i] = sqrtf(a[i] * a[i] + b[i] * b[i]);
 }
 
-/* A unit is a head here: its `turning` channels make turning/2 lengths. */
+/* The `turning` channels of a head make turning/2 lengths. Heads that lie side by side are read as one; the first and the last may be there in part. */
 static int fill_pairs(const esp_row_sums *r, const esp_stretch_of_row *s, double *sum)
 {
     const stats_args *a = r->context;
     const esp_tensor *x = a->x;
-    int64_t half = a->turning / 2, most = esp_row_tile_positions(a->turning), step;
-    float *room = esp_scratch((most * a->turning + most * half) * 4);
+    int64_t half = a->turning / 2, D = x->shape[3], last = s->u + s->units;
+    int64_t heads = x->stride[2] == D ? esp_ceil_div(last, half) - s->u / half : 1, most = esp_row_tile_positions(heads * D), step;
+    float *room = esp_scratch(most * heads * (D + half) * 4);
     if (!room) return ESP_EMEM;
-    float *y = room + most * a->turning;
-    /* Lengths u .. u+units-1 may be of several heads. */
-    for (int64_t u = s->u, n; u < s->u + s->units; u += n) {
-        int64_t head = u / half, from = u % half;
-        n = esp_min(half - from, s->u + s->units - u);
+    float *y = room + most * heads * D;
+    for (int64_t u = s->u, n; u < last; u += n) {
+        int64_t first = u / half;
+        n = esp_min((first + heads) * half, last) - u;
         for (int64_t t = 0; t < s->positions; t += most) {
             int64_t positions = esp_min(most, s->positions - t);
-            const float *v = esp_row_tile(x, s->row, s->t + t, positions, head * x->stride[2], a->turning, room, &step);
-            for (int64_t p = 0; p < positions; p++) pair_lengths(y + p * n, v + p * step + from, v + p * step + half + from, n);
+            const float *v = esp_row_tile(x, s->row, s->t + t, positions, first * x->stride[2], heads * D, room, &step);
+            for (int64_t i = u, end; i < u + n; i = end) {
+                const float *c = v + (i / half - first) * D + i % half;
+                end = esp_min((i / half + 1) * half, u + n);
+                for (int64_t p = 0; p < positions; p++) pair_lengths(y + p * n + i - u, c + p * step, c + p * step + half, end - i);
+            }
             esp_sums_across(sum + (u - s->u), s->units, y, n, positions, n);
         }
     }

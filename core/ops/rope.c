@@ -53,20 +53,24 @@ typedef struct rope_args {
 static int rope_block(void *context, int64_t block)
 {
     const rope_args *a = context;
-    int64_t T = a->x->shape[1], D = a->x->shape[3], half = a->cos->shape[1], rest = D - 2 * half;
+    int64_t T = a->x->shape[1], H = a->x->shape[2], D = a->x->shape[3], half = a->cos->shape[1], rest = D - 2 * half;
     int64_t end = esp_min((block + 1) * TOKENS, a->x->shape[0] * T);
-    float *room = esp_scratch(2 * D * 4);
+    /* Heads that lie side by side are read and written as one. */
+    int64_t heads = a->x->stride[2] == D && a->y->stride[2] == D ? H : 1, n = heads * D;
+    float *room = esp_scratch(2 * n * 4);
     if (!room) return ESP_EMEM;
-    for (int64_t n = block * TOKENS; n < end; n++) {
-        int64_t b = n / T, t = n % T;
+    for (int64_t place = block * TOKENS; place < end; place++) {
+        int64_t b = place / T, t = place % T;
         const float *cos = (const float *)esp_tensor_at(a->cos) + t * a->cos->stride[0];
         const float *sin = (const float *)esp_tensor_at(a->sin) + t * a->sin->stride[0];
-        for (int64_t h = 0; h < a->x->shape[2]; h++) {
-            esp_rows x = {esp_tensor_head(a->x, b, t, h), 1, D, D, a->x->dtype}, y = {esp_tensor_head(a->y, b, t, h), 1, D, D, a->y->dtype};
+        for (int64_t h = 0; h < H; h += heads) {
+            esp_rows x = {esp_tensor_head(a->x, b, t, h), 1, n, n, a->x->dtype}, y = {esp_tensor_head(a->y, b, t, h), 1, n, n, a->y->dtype};
             const float *from = esp_row_in(&x, 0, room);
-            float *to = esp_row_at(&y, 0, room + D);
-            turn(to, from, cos, sin, a->sign, half);
-            if (rest > 0 && to != from) memcpy(to + 2 * half, from + 2 * half, (size_t)rest * 4);
+            float *to = esp_row_at(&y, 0, room + n);
+            for (int64_t c = 0; c < n; c += D) {
+                turn(to + c, from + c, cos, sin, a->sign, half);
+                if (rest > 0 && to != from) memcpy(to + c + 2 * half, from + c + 2 * half, (size_t)rest * 4);
+            }
             esp_row_out(&y, 0, to);
         }
     }

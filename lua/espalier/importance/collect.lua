@@ -110,11 +110,10 @@ function Collector:stream(site, l, x)
   if site == "in" then
     self:keep(l, x)
   elseif site == "mid" then
-    self.mid = scope.outside(tensor.clone, x)
+    self.mid = x
     self:part(l, 0, self.streams[l], x)
   elseif site == "out" then
     self:part(l, 1, self.mid, x)
-    self.mid:free()
     if l == self.stats.shape.layers - 1 then self:keep(l + 1, x) end
   end
 end

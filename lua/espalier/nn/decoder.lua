@@ -94,7 +94,7 @@ end
 -- ids: i32 [B,T] tensor. opt.first: i32 [B,T], where each token's document begins. opt.skip: { [layer] = true | "attention" | "mlp" }.
 -- opt.observe(site, layer, tensor) is called, in this order, at "in", "norm1", "q", "k", "attention" (what enters o_proj), "attention_out" (what
 -- is added), "mid", "norm2", "pre" (what the activation reads), "ffn" (what enters down_proj), "mlp_out", "out", and at the end at "final" (after
--- the last norm; layer nil). What it keeps it must clone.
+-- the last norm; layer nil). What it keeps it must clone; "mid" is there until "out".
 -- opt.bounded: weights that were not read yet are made block by block and do not stay (not recorded).
 -- opt.from: { layer =, x = } starts with the residual stream x into that layer. opt.cache: keys and values of earlier positions.
 function Decoder:forward(ids, opt)
