@@ -1,7 +1,7 @@
 /* Matrix products on row-major matrices, of operands in f32 or rounded to bf16, with sums in f32.
  *
  * op(B) is read as panels of 32 columns, each [words of k][32] so that one load feeds one instruction; op(A) as rows of words, where it stands if
- * it has them already. Blocks of C, whose bounds depend on the shape alone, are spread over the pool. */
+ * it has them already. Blocks of C are spread over the pool: however it is cut, each of its sums is made in the same order. */
 #include "backend.h"
 #include "gemm.h"
 
@@ -160,14 +160,15 @@ static int product_block(void *context, int64_t index)
     return ESP_OK;
 }
 
-/* Blocks made smaller until there are sixteen, or they get so small that reading their operands costs more than the product. */
+/* Blocks made smaller until there are sixteen, and four for each thread, or they get so small that reading their operands costs more than the product. */
 static void cut(product *p)
 {
     int64_t m = p->g->m, n = p->g->n;
     p->across = esp_ceil_div(n, BLOCK_COLS);
     p->down = esp_ceil_div(m * esp_min(p->words, WORDS), BLOCK_WORDS);
     if (p->g->ta && p->across == 1) while (m / p->down * p->words > OWN_WORDS && m / p->down >= 2 * LEAST_ROWS) p->down *= 2;
-    while (p->down * p->across < 16) {
+    int64_t wanted = esp_max_of(16, 4 * esp_threads());
+    while (p->down * p->across < wanted) {
         int64_t mb = m / p->down, nb = n / p->across;
         if (nb >= 2 * LEAST_COLS && nb >= mb) p->across *= 2;
         else if (mb >= 2 * LEAST_ROWS) p->down *= 2;

@@ -5,8 +5,8 @@
 #include "words.h"
 
 /* C[m,n] = op(A) op(B) + beta C. dtype: f32 or bf16, to which operands are converted on their way. ta: A is stored [k,m]; tb: B is stored [n,k].
- * beta is 0 or 1; C bf16 or f32, f32 where dtype is. packed: op(B) as esp_gemm_pack made it, or NULL; B is not read where it is given. Blocks
- * depend on the shape alone. */
+ * beta is 0 or 1; C bf16 or f32, f32 where dtype is. packed: op(B) as esp_gemm_pack made it, or NULL; B is not read where it is given. The
+ * number of threads changes no bit of C. */
 typedef struct esp_gemm_args {
     int dtype, ta, tb;
     int64_t m, n, k;

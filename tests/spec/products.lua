@@ -102,6 +102,36 @@ t.test("NaN and infinity of one row or column stay there", function()
   end
 end)
 
+t.test("products have the same bits however many threads they are cut for", function()
+  local program, dir = t.program() or t.skip "needs the espalier program", t.folder()
+  t.write(dir .. "/products.lua", [[
+    local core, tensor, product = require "espalier.ffi", require "espalier.tensor", require "espalier.product"
+    local N, I, O, hex = 1210, 330, 700, core.new "char[33]"
+    for _, precision in ipairs { "f32", "bf16" } do
+      local p = product.of(precision)
+      local x, w, dy = tensor.normal({ N, I }, { seed = 1 }), tensor.normal({ O, I }, { seed = 2 }), tensor.normal({ N, O }, { seed = 3 })
+      local results = { tensor.new { N, O }, tensor.new { N, I }, tensor.full({ O, I }, 1), tensor.new({ N, O }, precision) }
+      p.forward(results[1], x, w)
+      p.dx(results[2], dy, w)
+      p.dw_acc(results[3], dy, x)
+      p.forward(results[4], x, w)
+      for _, y in ipairs(results) do
+        core.try(core.C.esp_hash(hex, y:data(), y:count() * tonumber(core.C.esp_dtype_size(core.C.esp_tensor_dtype(y.c)))))
+        print(core.string(hex))
+      end
+    end
+  ]])
+  local first
+  for _, threads in ipairs { 1, 5, 40 } do
+    local argv = { "/usr/bin/env", "ESPALIER_THREADS=" .. threads, program, dir .. "/products.lua" }
+    t.equal(esp.io.process.start(argv, dir .. "/said"):wait(), 0, t.read(dir .. "/said"))
+    local said = t.read(dir .. "/said")
+    esp.io.file.remove(dir .. "/said")
+    first = first or said
+    t.equal(said, first, threads .. " threads")
+  end
+end)
+
 t.test("every instruction set of the machine gives these products", function()
   t.under_each_isa("products", { "generic", "avx512" })
 end)
