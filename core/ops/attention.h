@@ -104,7 +104,8 @@ static inline void esp_panel_product(const esp_kernel *kernel, int64_t words, co
     int64_t tiles = esp_ceil_div(m, kernel->rows);
     for (int64_t i = 0; i < tiles; i++) {
         int64_t from = m * i / tiles, to = m * (i + 1) / tiles;
-        kernel->tile(words, a + from * lda, lda, b, (esp_sums){.c = c + from * ldc, .ldc = ldc, .add = add}, (int)(to - from), (int)n, (esp_near){0});
+        kernel->tile(words, a + from * lda, lda, b, (esp_sums){.c = c + from * ldc, .ldc = ldc, .add = add}, (int)(to - from), (int)n,
+                     esp_near_only(a));
     }
 }
 

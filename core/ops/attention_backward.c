@@ -126,7 +126,7 @@ static void add_to_keys(const backward *f, const room *r, const esp_queries *x, 
         for (int64_t c = 0; c < r->size; c += ESP_PANEL) {
             f->kernel->tile(words - skip, p + (row - s0) * stride + skip, stride, plain + (c / ESP_PANEL * words + skip) * ESP_PANEL,
                             (esp_sums){.c = sum + (row - s0) * r->padded + c, .ldc = r->padded, .add = 1}, (int)(end - row),
-                            (int)esp_min(ESP_PANEL, r->size - c), (esp_near){0});
+                            (int)esp_min(ESP_PANEL, r->size - c), esp_near_only(p));
         }
     }
 }

@@ -98,7 +98,7 @@ typedef struct block {
 static esp_ahead ahead_of(const product *p, const block *b, int64_t j, int64_t q, int64_t words)
 {
     int64_t rows = p->kernel->rows, tiles = esp_ceil_div(b->m, rows), next = b->j0 + j + ESP_TILE_COLS, below = b->i0 + b->m;
-    esp_ahead nothing = {{(const char *)b->a, 0, 0}, 0, 0};
+    esp_ahead nothing = {esp_near_only(b->a), 0, 0};
     if (!p->a) {
         if (j == 0 || below == p->g->m) return nothing;
         return esp_turn_ahead(&p->of_a, below, esp_min(b->m, p->g->m - below), j / ESP_TILE_COLS - 1, tiles);
@@ -124,7 +124,7 @@ static void block_sums(const product *p, const block *at, esp_sums to)
             esp_ahead ahead = ahead_of(p, at, j, q, words);
             for (int64_t i = 0; i < m; i += rows, ahead.tiles--, ahead.near.at += ahead.each) {
                 const uint32_t *a = at->a + i * p->lda + q;
-                esp_near near = ahead.tiles > 0 ? ahead.near : (esp_near){(const char *)a, 0, 0};
+                esp_near near = ahead.tiles > 0 ? ahead.near : esp_near_only(a);
                 esp_sums part = {.c = to.c ? to.c + i * to.ldc + j : NULL, .ldc = to.ldc, .add = to.add || q > 0,
                                  .rounded = to.rounded && last ? to.rounded + i * to.ld + j : NULL, .ld = to.ld};
                 p->kernel->tile(words, a, p->lda, b, part, (int)esp_min(rows, m - i), (int)esp_min(ESP_TILE_COLS, n - j), near);

@@ -40,6 +40,12 @@ typedef struct esp_near {
     int64_t step, on;
 } esp_near;
 
+/* Nothing is needed: the tile asks for what it is reading. */
+static inline esp_near esp_near_only(const void *a)
+{
+    return (esp_near){a, 0, 0};
+}
+
 /* The same for the tiles of a panel: the first `tiles` of them ask, each `each` bytes behind the one before. */
 typedef struct esp_ahead {
     esp_near near;

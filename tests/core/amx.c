@@ -104,7 +104,7 @@ static void agrees(int m, int n, int pairs, int add)
         }
     }
     tile_in_plain_c.enter();
-    tile_in_plain_c.tile(pairs, a, lda, b, (esp_sums){.c = c, .ldc = LDC, .add = add}, m, n, (esp_near){(const char *)a, 0, 0});
+    tile_in_plain_c.tile(pairs, a, lda, b, (esp_sums){.c = c, .ldc = LDC, .add = add}, m, n, esp_near_only(a));
     for (int t = 0; t < 8; t++) WANT(rows_of[t] == 16 && bytes_of[t] == 64);
     for (int i = 0; i < 32 * LDC; i++) {
         if (c[i] == want[i]) continue;
@@ -118,7 +118,7 @@ static void agrees(int m, int n, int pairs, int add)
     else for (int i = 0; i < 32 * LDC; i++) c[i] = (float)(i % 11);
     float before[32 * LDC];
     memcpy(before, c, sizeof c);
-    tile_in_plain_c.tile(pairs, a, lda, b, (esp_sums){.c = c, .ldc = LDC, .add = add, .rounded = rounded, .ld = LDC}, m, n, (esp_near){(const char *)a, 0, 0});
+    tile_in_plain_c.tile(pairs, a, lda, b, (esp_sums){.c = c, .ldc = LDC, .add = add, .rounded = rounded, .ld = LDC}, m, n, esp_near_only(a));
     tile_in_plain_c.leave();
     WANT(!configured);
     WANT(memcmp(before, c, sizeof c) == 0);

@@ -106,7 +106,7 @@ t.test("products have the same bits however many threads they are cut for", func
   local program, dir = t.program() or t.skip "needs the espalier program", t.folder()
   t.write(dir .. "/products.lua", [[
     local core, tensor, product = require "espalier.ffi", require "espalier.tensor", require "espalier.product"
-    local N, I, O, hex = 1210, 330, 700, core.new "char[33]"
+    local N, I, O, hex = 1210, 70, 700, core.new "char[33]"
     for _, precision in ipairs { "f32", "bf16" } do
       local p = product.of(precision)
       local x, w, dy = tensor.normal({ N, I }, { seed = 1 }), tensor.normal({ O, I }, { seed = 2 }), tensor.normal({ N, O }, { seed = 3 })
