@@ -236,7 +236,7 @@ static inline __attribute__((always_inline)) ESP_AVX512_BF16 void rows16(const i
 
 #define TILE(name, isa, of_rows)                                                                                                         \
     static isa void name(int64_t words, const uint32_t *a, int64_t lda, const uint32_t *b, esp_sums to, int m, int n,                    \
-                         esp_near near)                                                                                           \
+                         esp_near near)                                                                                                  \
     {                                                                                                                                    \
         switch (m) {                                                                                                                     \
         CASE(1, of_rows) CASE(2, of_rows) CASE(3, of_rows) CASE(4, of_rows) CASE(5, of_rows) CASE(6, of_rows)                            \
@@ -245,8 +245,8 @@ static inline __attribute__((always_inline)) ESP_AVX512_BF16 void rows16(const i
     }
 #define CASE(r, of_rows)                                                                                                                 \
     case r:                                                                                                                              \
-        if (n > 16) of_rows(r, 1, words, a, lda, b, to, n, near);                                                                              \
-        else of_rows(r, 0, words, a, lda, b, to, n, near);                                                                                     \
+        if (n > 16) of_rows(r, 1, words, a, lda, b, to, n, near);                                                                        \
+        else of_rows(r, 0, words, a, lda, b, to, n, near);                                                                               \
         break;
 TILE(tile32_avx512, ESP_AVX512, rows32)
 TILE(tile16_avx512_bf16, ESP_AVX512_BF16, rows16)
