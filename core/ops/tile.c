@@ -163,6 +163,12 @@ static inline __attribute__((always_inline)) ESP_AVX512 void begin(const int row
     for (int i = 0; i < rows; i++) s->a[i] = s->b[i] = _mm512_setzero_ps();
 }
 
+/* For the second cache: what is near may be larger than the first. */
+static inline __attribute__((always_inline)) void ask(esp_near near, int64_t p)
+{
+    __builtin_prefetch(near.at + p % ESP_NEAR_ROWS * near.step + p * near.on, 0, 2);
+}
+
 static inline __attribute__((always_inline)) ESP_AVX512 void add(const int rows, const int both, halves *s, const esp_sums *to, int n)
 {
     __mmask16 first = (__mmask16)columns(n), second = (__mmask16)(columns(n) >> 16);
@@ -200,7 +206,7 @@ static inline __attribute__((always_inline)) ESP_AVX512 void rows32(const int ro
     halves s;
     begin(rows, &s, &to, n);
     for (int64_t p = 0; p < words; p++, a++, b += ESP_TILE_COLS) {
-        __builtin_prefetch(near.at + p % ESP_NEAR_ROWS * near.step + p * near.on, 0, 2);
+        ask(near, p);
         __m512 b0 = _mm512_loadu_ps(b), b1 = _mm512_loadu_ps(b + 16);
 #pragma GCC unroll 12
         for (int i = 0; i < rows; i++) {
@@ -220,7 +226,7 @@ static inline __attribute__((always_inline)) ESP_AVX512_BF16 void rows16(const i
     halves s;
     begin(rows, &s, &to, n);
     for (int64_t p = 0; p < words; p++, a++, b += ESP_TILE_COLS) {
-        __builtin_prefetch(near.at + p % ESP_NEAR_ROWS * near.step + p * near.on, 0, 2);
+        ask(near, p);
         __m512bh b0 = (__m512bh)_mm512_loadu_si512(b), b1 = (__m512bh)_mm512_loadu_si512(b + 16);
 #pragma GCC unroll 12
         for (int i = 0; i < rows; i++) {
