@@ -129,6 +129,22 @@ function t.under_each_isa(name, list)
   end
 end
 
+--- Runs a recipe with each of these numbers of threads: it must say the same every time.
+function t.same_with_threads(recipe, list)
+  local program, dir = t.program() or t.skip "needs the espalier program", t.folder()
+  local first
+  t.write(dir .. "/recipe.lua", recipe)
+  for _, n in ipairs(list) do
+    local child = esp.io.process.start({ "/usr/bin/env", "ESPALIER_THREADS=" .. n, program, dir .. "/recipe.lua" }, dir .. "/said")
+    t.equal(child:wait(), 0, t.read(dir .. "/said"))
+    local said = t.read(dir .. "/said")
+    file.remove(dir .. "/said")
+    first = first or said
+    t.ok(#said > 0, "it says nothing")
+    t.equal(said, first, n .. " threads")
+  end
+end
+
 function t.test(name, fn)
   local ok, message = xpcall(fn, function(e)
     if type(e) == "table" and e[1] == SKIP then return e end

@@ -106,6 +106,7 @@ static esp_ahead ahead_of(const product *p, const block *b, int64_t j, int64_t q
     if (j == 0) return (esp_ahead){{(const char *)(b->a + rows * p->lda + q), p->lda * 4, 4}, rows * p->lda * 4, tiles};
     if (next >= p->g->n) return nothing;
     if (!p->b) return esp_panel_ahead(&p->of_b, next, q, words, tiles);
+    /* Two lines a word: half of the panel for each of two tiles. */
     return (esp_ahead){{(const char *)(p->b + next * p->words + q * ESP_TILE_COLS), 0, ESP_TILE_COLS * 2}, words * ESP_TILE_COLS * 2, 2};
 }
 
@@ -160,7 +161,8 @@ static int product_block(void *context, int64_t index)
     return ESP_OK;
 }
 
-/* Blocks made smaller until there are sixteen, and four for each thread, or they get so small that reading their operands costs more than the product. */
+/* Blocks made smaller until there are sixteen, and four for each thread, or they get so small that reading their operands costs more than the
+ * product. */
 static void cut(product *p)
 {
     int64_t m = p->g->m, n = p->g->n;

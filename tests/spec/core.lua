@@ -12,8 +12,7 @@ local C = core.C
 -- ---- the same bits with any number of threads ----
 
 t.test("a step makes the same bits with 1, 2, 3 and 5 threads", function()
-  local program, dir = t.program() or t.skip "needs the espalier program", t.folder()
-  t.write(dir .. "/step.lua", [[
+  t.same_with_threads([[
     local esp = require "espalier"
     local core, tensor = require "espalier.ffi", require "espalier.tensor"
     local function shape(hidden, ffn)
@@ -38,16 +37,7 @@ t.test("a step makes the same bits with 1, 2, 3 and 5 threads", function()
       texts[#texts + 1] = string.format("%a %s", run.steps[2].loss, stats:hash())
     end
     print(esp.io.file.hash_text(table.concat(texts, " ")))
-  ]])
-  local first
-  for _, n in ipairs { 1, 2, 3, 5 } do
-    local child = process.start({ "/usr/bin/env", "ESPALIER_THREADS=" .. n, file.real(program), dir .. "/step.lua" }, dir .. "/said")
-    t.equal(child:wait(), 0, t.read(dir .. "/said"))
-    local hash = t.read(dir .. "/said")
-    file.remove(dir .. "/said")
-    first = first or hash
-    t.equal(hash, first, n .. " threads")
-  end
+  ]], { 1, 2, 3, 5 })
 end)
 
 -- ---- memory ----

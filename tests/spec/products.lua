@@ -103,8 +103,7 @@ t.test("NaN and infinity of one row or column stay there", function()
 end)
 
 t.test("products have the same bits however many threads they are cut for", function()
-  local program, dir = t.program() or t.skip "needs the espalier program", t.folder()
-  t.write(dir .. "/products.lua", [[
+  t.same_with_threads([[
     local core, tensor, product = require "espalier.ffi", require "espalier.tensor", require "espalier.product"
     local N, I, O, hex = 1210, 70, 700, core.new "char[33]"
     for _, precision in ipairs { "f32", "bf16" } do
@@ -120,16 +119,7 @@ t.test("products have the same bits however many threads they are cut for", func
         print(core.string(hex))
       end
     end
-  ]])
-  local first
-  for _, threads in ipairs { 1, 5, 40 } do
-    local argv = { "/usr/bin/env", "ESPALIER_THREADS=" .. threads, program, dir .. "/products.lua" }
-    t.equal(esp.io.process.start(argv, dir .. "/said"):wait(), 0, t.read(dir .. "/said"))
-    local said = t.read(dir .. "/said")
-    esp.io.file.remove(dir .. "/said")
-    first = first or said
-    t.equal(said, first, threads .. " threads")
-  end
+  ]], { 1, 5, 40 })
 end)
 
 t.test("every instruction set of the machine gives these products", function()
